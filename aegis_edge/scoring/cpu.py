@@ -1,0 +1,178 @@
+"""The compiled runtime as a scorer: weights of an artefact handed to C++ tensor by tensor, and trees over its policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from aegis_edge import _native
+from aegis_edge.errors import ArtifactError, ScorerError
+from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
+
+LINEARS = ("qkv", "o", "gate_up", "down")
+
+
+class Weights(Protocol):
+    """What an artefact offers to an engine."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
+    def tensor_names(self) -> Sequence[str]: ...
+    def tensor(self, name: str) -> np.ndarray: ...
+    def map_tensor(self, name: str) -> np.ndarray: ...
+
+
+def inverse_frequencies(model: Mapping[str, Any]) -> np.ndarray:
+    """Rotary frequencies, float32 [head_dim / 2], of `rope_theta` and `rope_scaling` (linear and llama3).
+
+    llama3: frequencies whose wavelength 2 pi / f exceeds original / low_freq_factor are divided by `factor`, those below
+    original / high_freq_factor stay, and between them the two are blended (Llama 3.1, transformers' `rope_type: llama3`).
+    """
+    dims = np.arange(0, model["head_dim"], 2, dtype=np.float32) / np.float32(model["head_dim"])
+    frequency = (1.0 / np.power(np.float32(model["rope_theta"]), dims)).astype(np.float32)
+    scaling = model.get("rope_scaling")
+    if not scaling:
+        return frequency
+    factor = np.float32(scaling["factor"])
+    if scaling["rope_type"] == "linear":
+        return frequency / factor
+    if scaling["rope_type"] != "llama3":
+        raise ArtifactError(f"model.rope_scaling {scaling['rope_type']!r} is not one the runtime has")
+    original = scaling["original_max_position_embeddings"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    smooth = np.clip((original * frequency / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
+    return ((1 - smooth) * frequency / factor + smooth * frequency).astype(np.float32)
+
+
+def load_model(weights: Weights, threads: int) -> _native.Model:
+    """Pack an artefact's weights for this CPU; at most one tensor at a time stands in memory beside the packed model."""
+    manifest = weights.manifest
+    shape, names = manifest["model"], set(weights.tensor_names())
+    model = _native.Model(
+        **{key: shape[key] for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab")},
+        context=shape["context"],
+        rows=len(manifest["head"]["rows"]),
+        norm_eps=shape["norm_eps"],
+        hadamard_block=manifest["quantization"]["hadamard_block"],
+        rope_scale=1.0,
+        inverse_frequency=inverse_frequencies(shape),
+        threads=threads,
+    )
+    for layer in range(shape["layers"]):
+        for name in LINEARS:
+            _set_linear(model, weights, names, layer, name)
+        for norm in ("input_norm", "post_norm"):
+            if f"layers.{layer}.{norm}.weight" in names:
+                model.set_norm(layer, norm, weights.tensor(f"layers.{layer}.{norm}.weight"))
+    if "final_norm.weight" in names:
+        model.set_norm(-1, "final_norm", weights.tensor("final_norm.weight"))
+    model.set_embedding(weights.map_tensor("embed_tokens.weight"))
+    model.set_head(weights.tensor("head.weight"), weights.tensor("head.bias"))
+    model.check_complete()
+    return model
+
+
+def _set_linear(model: _native.Model, weights: Weights, names: set[str], layer: int, name: str) -> None:
+    prefix = f"layers.{layer}.{name}"
+    weight = weights.tensor(f"{prefix}.weight")
+    if f"{prefix}.group_scale" in names:
+        model.set_int4(layer, name, weight, weights.tensor(f"{prefix}.group_scale"), weights.tensor(f"{prefix}.scale"))
+    elif weight.dtype == np.int8:
+        model.set_int8(layer, name, weight, weights.tensor(f"{prefix}.scale"))
+    else:
+        model.set_bf16(layer, name, weight)
+    if f"{prefix}.bias" in names:
+        model.set_bias(layer, name, weights.tensor(f"{prefix}.bias"))
+
+
+class CpuScorer:
+    """An artefact's guard in the compiled runtime.
+
+    root     int32 [P]: the policy's ids. Its KV comes from the artefact where `policy_kv` is given
+             (k bf16 [L, Hkv, ceil(P/16), d/2, 16, 2], v bf16 [L, Hkv, ceil(P/2), d, 2], as uint16), else it is computed.
+    threads  of the team that every check uses; None: all this process may use.
+    Safe to use from several threads: passes queue up for the team. The GIL is released while one runs.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        weights: Weights,
+        root: IdArray,
+        policy_kv: tuple[np.ndarray, np.ndarray] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.manifest = weights.manifest
+        self.threads = threads or _native.usable_threads()
+        try:
+            self.model = load_model(weights, self.threads)
+        except ValueError as error:
+            raise ScorerError(str(error)) from error
+        self.isa: str = self.model.isa
+        self.root = np.ascontiguousarray(root, np.int32)
+        self._root_kv = policy_kv if policy_kv is not None else self._compute_root(self.root)
+
+    @property
+    def rows(self) -> int:
+        return len(self.manifest["head"]["rows"])
+
+    @property
+    def context(self) -> int:
+        return int(self.manifest["model"]["context"])
+
+    @property
+    def vocab(self) -> int:
+        return int(self.manifest["model"]["vocab"])
+
+    def tree(self, root: IdArray | None = None) -> CpuTree:
+        if root is None:
+            return CpuTree(self, self.root, self._root_kv)
+        shape = TreeShape(root, self.context, self.vocab)
+        return CpuTree(self, root, self._compute_root(root), shape)
+
+    def root_kv(self) -> tuple[np.ndarray, np.ndarray]:
+        """The policy's keys and values, as `policy.safetensors` stores them."""
+        return self._root_kv
+
+    def _compute_root(self, root: IdArray) -> tuple[np.ndarray, np.ndarray]:
+        TreeShape(root, self.context, self.vocab)
+        keys, values = self.model.compute_root(np.ascontiguousarray(root, np.int32))
+        return keys, values
+
+
+class CpuTree:
+    """A token tree in the compiled runtime."""
+
+    def __init__(
+        self, scorer: CpuScorer, root: IdArray, kv: tuple[np.ndarray, np.ndarray], shape: TreeShape | None = None
+    ) -> None:
+        self._shape = shape or TreeShape(root, scorer.context, scorer.vocab)
+        self._tree = _native.Tree(scorer.model, *kv, len(root))
+
+    def extend(self, segments: Sequence[Segment]) -> LogitArray:
+        self._shape.add(segments)
+        ids = np.concatenate([s.ids for s in segments])
+        lengths = [len(s.ids) for s in segments]
+        offsets = np.zeros(len(segments) + 1, np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        parents = np.array([s.parent for s in segments], np.int32)
+        slots = np.array(
+            [start + slot for start, s in zip(offsets.tolist(), segments, strict=False) for slot in s.slots], np.int32
+        )
+        order = None
+        if len(slots) > 1 and not (np.diff(slots) > 0).all():  # a segment may name its slots in any order
+            slots, order = np.unique(slots, return_inverse=True)
+        try:
+            logits, _ = self._tree.extend(ids, offsets, parents, slots)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            self._shape.truncate(len(self._shape) - len(segments))
+            raise ScorerError(str(error)) from error
+        return logits if order is None else logits[order]
+
+    def truncate(self, nodes: int) -> None:
+        self._shape.truncate(nodes)
+        self._tree.truncate(nodes)

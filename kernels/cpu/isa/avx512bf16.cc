@@ -1,0 +1,26 @@
+#include "isa/avx512.h"
+#include "ops/table.h"
+
+namespace aegis {
+namespace {
+
+// AVX512_BF16 (Zen 4, Sapphire Rapids, Cooper Lake) replaces the two-FMA bf16 product by one instruction.
+// vdpbf16ps flushes denormals and rounds the pair its own way: scores agree with the other sets within a
+// tolerance, not bit for bit.
+struct Avx512Bf16 : Avx512Vnni {
+  using A2 = I;
+  static A2 broadcast2(const uint16_t* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return {_mm512_set1_epi32(x)};
+  }
+  static void dot2(F& acc, A2 a, B2 b) { asm("vdpbf16ps %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v)); }
+};
+
+}  // namespace
+
+const Kernels& kernels_avx512bf16() {
+  static constexpr Kernels table = make_kernels<Avx512Bf16>("avx512bf16");
+  return table;
+}
+}  // namespace aegis

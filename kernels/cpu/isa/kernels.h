@@ -1,0 +1,102 @@
+// What one instruction set offers: the operators of ops/, compiled for it, as a table of functions.
+//
+// All sizes are checked by the caller (model/): kernels assume K % 16 == 0, head_dim % 16 == 0 and buffers
+// of the stated shapes. Thread-safety: pure functions of their arguments; disjoint output ranges may be
+// computed by different threads at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace aegis {
+
+// Columns (output channels) in one packed panel of B: four 16-lane vectors.
+inline constexpr int kPanel = 64;
+
+// What happens to a finished tile.
+enum class Epilogue {
+  kStore,     // out[m, n] = value
+  kAdd,       // out[m, n] += value (residual)
+  kSiluMul,   // columns alternate 16 of gate, 16 of up: out[m, n / 2] = silu(gate) * up
+};
+
+// out = epilogue(A * B^T), for the half panels [begin, end) of B (32 columns each).
+//   int8: A uint8 [rows, K] with the set's activation offset, a_scale f32 [rows];
+//         B int8 [panels, K / 4, 64, 4], b_scale f32 [N], b_init i32 [N] = -offset * sum_k B[k, n].
+//   bf16: A [rows, K]; B [panels, K / 2, 64, 2]; scales and init unused.
+struct Gemm {
+  const void* a;
+  const float* a_scale;
+  const void* b;
+  const float* b_scale;
+  const int32_t* b_init;
+  const float* bias;  // f32 [N] or null
+  float* out;
+  size_t out_stride;  // floats from row to row
+  int rows;
+  int k;
+  int columns;  // valid columns N; panels are padded to 64
+  int begin, end;
+  Epilogue epilogue;
+  const void* next;  // what this thread reads after this GEMM, or null: prefetched by the last panel
+};
+
+// Keys and values of one node, for one layer and one KV head.
+//   k bf16 [ceil(n / 16), d / 2, 16, 2], v bf16 [ceil(n / 2), d, 2].
+struct KvPart {
+  const uint16_t* k;
+  const uint16_t* v;
+  int n;
+};
+
+// Attention of `queries` consecutive tokens of one node, `group` query heads sharing one KV head.
+//   q bf16 [queries * group, d], already scaled by 1 / sqrt(d); parts: ancestors from the root, then the node itself,
+//   of which query i sees the keys up to first + i. out f32: row (i, g) at out + i * out_stride + g * d.
+//   scores f32 and probs bf16: scratch of queries * group * padded keys each.
+struct Attention {
+  const uint16_t* q;
+  const KvPart* parts;
+  int part_count;
+  int queries, group, d, first;
+  float* scores;
+  uint16_t* probs;
+  float* out;
+  size_t out_stride;
+};
+
+struct Kernels {
+  const char* name;
+  int activation_offset;
+
+  // RMSNorm (arXiv 1910.07467) of x f32 [n]: x / sqrt(mean(x^2) + eps) * weight (null = ones).
+  void (*norm)(const float* x, const float* weight, int n, float eps, float* out);
+  void (*norm_bf16)(const float* x, const float* weight, int n, float eps, uint16_t* out);
+  void (*norm_int8)(const float* x, const float* weight, int n, float eps, uint8_t* out, float* scale);
+  // Symmetric int8 of x f32 [n]: scale = max|x| / 127; a NaN or Inf in x makes the scale NaN.
+  void (*quantise)(const float* x, int n, uint8_t* out, float* scale);
+  void (*to_bf16)(const float* x, int n, uint16_t* out);
+  void (*from_bf16)(const uint16_t* x, int n, float* out);
+  // In place, x f32 [n] in blocks (a power of two, >= 16): x <- H x / sqrt(block), Sylvester order.
+  void (*hadamard)(float* x, int n, int block);
+  // Rotates the pairs (i, i + d / 2) of one head: x f32 [d], cos and sin f32 [d / 2] -> bf16 [d], times scale.
+  void (*rope)(const float* x, int d, const float* cos, const float* sin, float scale, uint16_t* out);
+  float (*dot)(const float* a, const float* b, int n);
+
+  void (*gemm_int8)(const Gemm&);
+  void (*gemm_bf16)(const Gemm&);
+  void (*attend)(const Attention&);
+
+  // Unpacks one panel of 4-bit weights to int8 [K / 4, 64, 4]; see model/linear.h for the packed order.
+  void (*unpack_int4)(const uint8_t* nibbles, const uint8_t* group_scale, int k, int group, int8_t* out);
+
+  // Runs `steps` x 24 independent int8 dot products from registers; returns the multiply-adds done a step.
+  int64_t (*peak_int8)(int64_t steps);
+};
+
+// One function an instruction set; which of them are compiled in is decided by CMake.
+const Kernels& kernels_scalar();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512vnni();
+const Kernels& kernels_avx512bf16();
+
+}  // namespace aegis

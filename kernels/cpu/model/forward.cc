@@ -1,0 +1,313 @@
+#include "model/forward.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace aegis {
+namespace {
+
+// 8 queries by 3 heads a KV head are 24 rows: four tiles of 6, enough to reuse keys from L1, few enough that
+// 16 tokens still make 6 tasks for 2 threads.
+constexpr int kQueryBlock = 8;
+
+size_t sz(int n) { return static_cast<size_t>(n); }
+
+}  // namespace
+
+Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, float* hidden)
+    : m_(model),
+      c_(model.config_),
+      k_(model.kernels_),
+      tree_(tree),
+      batch_(batch),
+      w_(*model.workspace_),
+      logits_(logits),
+      hidden_(hidden),
+      first_node_(tree.size()) {
+  const int tokens = batch.tokens(), slots = batch.slot_count;
+  w_.blocks.clear();
+  w_.slot_blocks.clear();
+  w_.segment_of.resize(sz(tokens));
+  int longest = 0, positions = 0, slot = 0, depth = 1;
+  for (int s = 0; s < batch.segments; ++s) {
+    const int begin = batch.offsets[s], n = batch.offsets[s + 1] - begin;
+    const int id = tree.add(batch.parents[s], n, c_.layers * c_.kv_heads, c_.head_dim);
+    for (int t = 0; t < n; ++t) w_.segment_of[sz(begin + t)] = s;
+    for (int t = 0; t < n; t += kQueryBlock)
+      w_.blocks.push_back({s, t, n - t < kQueryBlock ? n - t : kQueryBlock, begin + t});
+    for (; slot < slots && batch.slots[slot] < begin + n; ++slot)
+      w_.slot_blocks.push_back({s, batch.slots[slot] - begin, 1, slot});
+    int padded = 0, nodes = 0;
+    for (int i = id; i >= 0; i = tree.node(i).parent, ++nodes) padded += (tree.node(i).n + 15) / 16 * 16;
+    longest = padded > longest ? padded : longest;
+    depth = nodes > depth ? nodes : depth;
+    const int end = tree.node(id).start + n;
+    positions = end > positions ? end : positions;
+  }
+
+  const auto widest = [](int a, int b) { return a > b ? a : b; };
+  const int input = widest(widest(c_.hidden, c_.q_size()), c_.intermediate);
+  w_.x.reserve(sz(tokens) * sz(c_.hidden));
+  w_.x_slots.reserve(sz(slots) * sz(c_.hidden));
+  w_.q.reserve(sz(tokens) * sz(c_.q_size()));
+  w_.q_heads.reserve(sz(tokens) * sz(c_.q_size()));
+  w_.kv.reserve(sz(tokens) * sz(2 * c_.kv_size()));
+  w_.attention.reserve(sz(tokens) * sz(c_.q_size()));
+  w_.mlp.reserve(sz(tokens) * sz(c_.intermediate));
+  w_.a.reserve(sz(tokens) * sz(input) * 2);
+  w_.a_slots.reserve(sz(slots) * sz(input) * 2);
+  w_.a_scale.reserve(sz(tokens));
+  w_.a_scale_slots.reserve(sz(slots));
+  w_.threads.resize(sz(m_.threads()));
+  const size_t score_rows = sz(kQueryBlock) * sz(c_.group());
+  for (auto& t : w_.threads) {
+    t.scores.reserve(score_rows * sz(longest));
+    t.probs.reserve(score_rows * sz(longest));
+    t.row.reserve(sz(widest(input, 2 * c_.kv_size())));
+    t.panel.reserve(sz(input) * kPanel);
+    t.parts.reserve(sz(depth));
+  }
+
+  if (positions > w_.positions) {  // rotary tables, grown in steps: cos and sin of position * frequency
+    const int rows = (positions + 511) / 512 * 512, half = c_.head_dim / 2;
+    w_.positions = 0;
+    w_.cos.reserve(sz(rows) * sz(half));
+    w_.sin.reserve(sz(rows) * sz(half));
+    for (int p = 0; p < rows; ++p)
+      for (int i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(p) * c_.inverse_frequency[sz(i)];
+        w_.cos.data()[sz(p) * sz(half) + sz(i)] = std::cos(angle) * c_.rope_scale;
+        w_.sin.data()[sz(p) * sz(half) + sz(i)] = std::sin(angle) * c_.rope_scale;
+      }
+    w_.positions = rows;
+  }
+}
+
+int Forward::position(int token) const {
+  const int s = w_.segment_of[sz(token)];
+  return tree_.node(first_node_ + s).start + token - batch_.offsets[s];
+}
+
+void Forward::split(int count, int member, int& begin, int& end) const {
+  const int64_t threads = m_.threads();
+  begin = static_cast<int>(int64_t{count} * member / threads);
+  end = static_cast<int>(int64_t{count} * (member + 1) / threads);
+}
+
+void Forward::operator()(int member) {
+  embed(member);
+  m_.pool_.barrier();
+  for (int i = 0; i < c_.layers; ++i) layer(member, i);
+  head(member);
+}
+
+void Forward::embed(int member) {
+  int begin, end;
+  split(batch_.tokens(), member, begin, end);
+  for (int t = begin; t < end; ++t)
+    k_.from_bf16(m_.embedding_ + sz(batch_.ids[t]) * sz(c_.hidden), c_.hidden, w_.x.data() + sz(t) * sz(c_.hidden));
+}
+
+// The stages of a decoder layer. Rows are split between the members where a stage works by row, output channels
+// where it is a GEMM, query blocks where it is attention; a barrier wherever the split changes.
+void Forward::layer(int member, int index) {
+  const Layer& l = m_.layers_[sz(index)];
+  const bool last = index + 1 == c_.layers;
+  const Layer* following = last ? nullptr : &m_.layers_[sz(index + 1)];
+  const int tokens = batch_.tokens(), slots = batch_.slot_count;
+  const Rows all{w_.x.data(), tokens, w_.a.data(), w_.a_scale.data(), &w_.blocks};
+  // After the last layer only the slots are read: there, everything but keys and values is done for them alone.
+  const Rows some{w_.x_slots.data(), slots, w_.a_slots.data(), w_.a_scale_slots.data(), &w_.slot_blocks};
+  const Rows& rows = last ? some : all;
+  const auto barrier = [&] { m_.pool_.barrier(); };
+
+  prepare(member, all, l.q, all.x, c_.hidden, &l.input_norm, 0);
+  if (last) {
+    int begin, end;
+    split(slots, member, begin, end);
+    for (int s = begin; s < end; ++s)
+      std::memcpy(some.x + sz(s) * sz(c_.hidden), all.x + sz(batch_.slots[s]) * sz(c_.hidden), sz(c_.hidden) * 4);
+    prepare(member, some, l.q, some.x, c_.hidden, &l.input_norm, 0);
+  }
+  barrier();
+  project_qkv(member, l, rows, all);
+  barrier();
+  rotate_q(member, rows);
+  store_kv(member, index);
+  if (member == 0) next_task_[(index + 1) % 2].store(0, std::memory_order_relaxed);
+  barrier();
+  if (rows.count == 0) return;  // a pass without slots (the policy's KV) ends here
+  attend(member, index, rows);
+  barrier();
+  prepare(member, rows, l.o, w_.attention.data(), c_.q_size(), nullptr, 0);
+  barrier();
+  gemm(member, l.o, rows, rows.x, Epilogue::kAdd, &l.gate_up);
+  barrier();
+  prepare(member, rows, l.gate_up, rows.x, c_.hidden, &l.post_norm, 0);
+  barrier();
+  gemm(member, l.gate_up, rows, w_.mlp.data(), Epilogue::kSiluMul, &l.down);
+  barrier();
+  prepare(member, rows, l.down, w_.mlp.data(), c_.intermediate, nullptr, c_.hadamard_block);
+  barrier();
+  gemm(member, l.down, rows, rows.x, Epilogue::kAdd, following == nullptr ? nullptr : &following->q);
+  barrier();
+}
+
+// Rows of fp32 -> what `linear` multiplies: int8 and a scale a row, or bf16. norm: RMSNorm first (empty: weights of one).
+void Forward::prepare(int member, const Rows& rows, const Linear& linear, const float* x, int width,
+                      const std::vector<float>* norm, int hadamard) {
+  int begin, end;
+  split(rows.count, member, begin, end);
+  const float* weight = norm == nullptr || norm->empty() ? nullptr : norm->data();
+  float* scratch = w_.threads[sz(member)].row.data();
+  for (int r = begin; r < end; ++r) {
+    const float* row = x + sz(r) * sz(width);
+    if (hadamard != 0) {
+      std::memcpy(scratch, row, sz(width) * sizeof(float));
+      k_.hadamard(scratch, width, hadamard);
+      row = scratch;
+    }
+    if (linear.int8_input()) {
+      auto* out = reinterpret_cast<uint8_t*>(rows.a) + sz(r) * sz(width);
+      if (norm != nullptr)
+        k_.norm_int8(row, weight, width, c_.norm_eps, out, rows.a_scale + r);
+      else
+        k_.quantise(row, width, out, rows.a_scale + r);
+    } else {
+      auto* out = reinterpret_cast<uint16_t*>(rows.a) + sz(r) * sz(width);
+      if (norm != nullptr)
+        k_.norm_bf16(row, weight, width, c_.norm_eps, out);
+      else
+        k_.to_bf16(row, width, out);
+    }
+  }
+}
+
+// Where this member will start reading `linear`: for prefetching.
+const void* Forward::share_of(const Linear* linear, int member) const {
+  if (linear == nullptr) return nullptr;
+  int begin, end;
+  split(linear->half_panels(), member, begin, end);
+  return linear->panel(begin / 2);
+}
+
+void Forward::gemm(int member, const Linear& linear, const Rows& rows, float* out, Epilogue epilogue, const Linear* next) {
+  int begin, end;
+  split(linear.half_panels(), member, begin, end);
+  const int width = epilogue == Epilogue::kSiluMul ? linear.n() / 2 : linear.n();
+  linear.run(k_, rows.a, rows.a_scale, rows.count, out, sz(width), epilogue, begin, end, share_of(next, member),
+             w_.threads[sz(member)].panel.data());
+}
+
+// One stage for both: the half panels of q, then those of k and v, in one list.
+void Forward::project_qkv(int member, const Layer& l, const Rows& q_rows, const Rows& kv_rows) {
+  const int q = l.q.half_panels();
+  int begin, end;
+  split(q + l.kv.half_panels(), member, begin, end);
+  int8_t* scratch = w_.threads[sz(member)].panel.data();
+  if (begin < q && q_rows.count > 0)
+    l.q.run(k_, q_rows.a, q_rows.a_scale, q_rows.count, w_.q.data(), sz(c_.q_size()), Epilogue::kStore, begin,
+            end < q ? end : q, end > q ? l.kv.data() : share_of(&l.o, member), scratch);
+  if (end > q)
+    l.kv.run(k_, kv_rows.a, kv_rows.a_scale, kv_rows.count, w_.kv.data(), sz(2 * c_.kv_size()), Epilogue::kStore,
+             begin > q ? begin - q : 0, end - q, share_of(&l.o, member), scratch);
+}
+
+// q f32 [row, head, d] -> bf16 [kv head, row, head of the group, d], rotated and scaled by 1 / sqrt(d).
+void Forward::rotate_q(int member, const Rows& rows) {
+  int begin, end;
+  split(rows.count, member, begin, end);
+  const int d = c_.head_dim, half = d / 2;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  for (int r = begin; r < end; ++r) {
+    const int p = position(rows.blocks == &w_.blocks ? r : batch_.slots[r]);
+    const float *cos = w_.cos.data() + sz(p) * sz(half), *sin = w_.sin.data() + sz(p) * sz(half);
+    for (int h = 0; h < c_.heads; ++h) {
+      const int kv_head = h / c_.group(), g = h % c_.group();
+      const size_t row = (sz(kv_head) * sz(rows.count) + sz(r)) * sz(c_.group()) + sz(g);
+      k_.rope(w_.q.data() + (sz(r) * sz(c_.heads) + sz(h)) * sz(d), d, cos, sin, scale, w_.q_heads.data() + row * sz(d));
+    }
+  }
+}
+
+// Keys (rotated) and values of every token, into its node, in the layout that attention reads. The last token of a
+// node zeroes the padding behind it: its weights are 0, and 0 times garbage must be 0.
+void Forward::store_kv(int member, int index) {
+  const int d = c_.head_dim, half = d / 2, width = 2 * c_.kv_size();
+  auto* rotated = reinterpret_cast<uint16_t*>(w_.threads[sz(member)].row.data());
+  int begin, end;
+  split(batch_.tokens(), member, begin, end);
+  for (int t = begin; t < end; ++t) {
+    const int s = w_.segment_of[sz(t)];
+    const Node& node = tree_.node(first_node_ + s);
+    const int i = t - batch_.offsets[s], p = node.start + i;
+    const float *cos = w_.cos.data() + sz(p) * sz(half), *sin = w_.sin.data() + sz(p) * sz(half);
+    for (int h = 0; h < c_.kv_heads; ++h) {
+      const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
+      const float* k = w_.kv.data() + sz(t) * sz(width) + sz(h) * sz(d);
+      // The node's memory is this pass's own until it returns.
+      uint16_t* keys = const_cast<uint16_t*>(node.k) + plane * key_size(node.n, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
+      k_.rope(k, d, cos, sin, 1.0f, rotated);
+      for (int j = 0; j < half; ++j) std::memcpy(keys + sz(j) * 32, rotated + 2 * j, 4);
+      uint16_t* values = const_cast<uint16_t*>(node.v) + plane * value_size(node.n, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
+      k_.to_bf16(k + c_.kv_size(), d, rotated);
+      for (int j = 0; j < d; ++j) values[2 * j] = rotated[j];
+      if (i + 1 < node.n) continue;
+      for (int lane = i % 16 + 1; lane < 16; ++lane)
+        for (int j = 0; j < half; ++j) std::memset(keys + (lane - i % 16) * 2 + sz(j) * 32, 0, 4);
+      if (i % 2 == 0)
+        for (int j = 0; j < d; ++j) values[2 * j + 1] = 0;
+    }
+  }
+}
+
+void Forward::attend(int member, int index, const Rows& rows) {
+  auto& scratch = w_.threads[sz(member)];
+  const int d = c_.head_dim, group = c_.group();
+  const int tasks = static_cast<int>(rows.blocks->size()) * c_.kv_heads;
+  std::atomic<int>& counter = next_task_[index % 2];
+  for (int task; (task = counter.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+    // The last blocks of a segment see the most keys: they go first.
+    const QueryBlock& block = (*rows.blocks)[rows.blocks->size() - 1 - sz(task / c_.kv_heads)];
+    const int h = task % c_.kv_heads;
+    const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
+    int depth = 0;
+    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
+    KvPart* parts = scratch.parts.data();
+    int place = depth;
+    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) {
+      const Node& node = tree_.node(i);
+      if (node.n == 0) continue;  // an empty root
+      parts[--place] = {node.k + plane * key_size(node.n, d), node.v + plane * value_size(node.n, d), node.n};
+    }
+    Attention t;
+    t.q = w_.q_heads.data() + (sz(h) * sz(rows.count) + sz(block.row)) * sz(group) * sz(d);
+    t.parts = parts;
+    t.part_count = depth;
+    t.queries = block.count;
+    t.group = group;
+    t.d = d;
+    t.first = block.first;
+    t.scores = scratch.scores.data();
+    t.probs = scratch.probs.data();
+    t.out = w_.attention.data() + sz(block.row) * sz(c_.q_size()) + sz(h) * sz(group) * sz(d);
+    t.out_stride = sz(c_.q_size());
+    k_.attend(t);
+  }
+}
+
+void Forward::head(int member) {
+  int begin, end;
+  split(batch_.slot_count, member, begin, end);
+  float* h = w_.threads[sz(member)].row.data();
+  const float* weight = m_.final_norm_.empty() ? nullptr : m_.final_norm_.data();
+  for (int s = begin; s < end; ++s) {
+    k_.norm(w_.x_slots.data() + sz(s) * sz(c_.hidden), weight, c_.hidden, c_.norm_eps, h);
+    if (hidden_ != nullptr) std::memcpy(hidden_ + sz(s) * sz(c_.hidden), h, sz(c_.hidden) * sizeof(float));
+    for (int r = 0; r < c_.rows; ++r)
+      logits_[sz(s) * sz(c_.rows) + sz(r)] =
+          k_.dot(h, m_.head_.data() + sz(r) * sz(c_.hidden), c_.hidden) + m_.head_bias_[sz(r)];
+  }
+}
+
+}  // namespace aegis

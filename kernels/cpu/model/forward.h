@@ -1,0 +1,78 @@
+// One forward pass over the segments of a batch: run by every member of the thread team at once.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "model/model.h"
+
+namespace aegis {
+
+// A block of consecutive queries of one segment; every KV head is a task of its own.
+struct QueryBlock {
+  int segment;
+  int first;  // of the segment's tokens
+  int count;
+  int row;  // first row of q and of the output
+};
+
+// Scratch of a model, kept between passes.
+struct Model::Workspace {
+  Buffer<float> x, x_slots, q, kv, attention, mlp, a_scale, a_scale_slots, cos, sin;
+  Buffer<std::byte> a, a_slots;
+  Buffer<uint16_t> q_heads;
+  struct PerThread {
+    Buffer<float> scores, row;
+    Buffer<uint16_t> probs;
+    Buffer<int8_t> panel;
+    Buffer<KvPart> parts;
+  };
+  std::vector<PerThread> threads;
+  std::vector<QueryBlock> blocks, slot_blocks;
+  std::vector<int> segment_of;  // of each token
+  int positions = 0;            // rows of cos and sin that are filled
+};
+
+class Forward {
+ public:
+  // Adds the nodes and prepares all memory: operator() allocates nothing and does not throw.
+  Forward(Model& model, Tree& tree, const Batch& batch, float* logits, float* hidden);
+  void operator()(int member);
+
+ private:
+  struct Rows {  // what the layer's operators work on: all tokens, or the slots alone in the last layer
+    float* x;
+    int count;
+    std::byte* a;
+    float* a_scale;
+    const std::vector<QueryBlock>* blocks;
+  };
+
+  void embed(int member);
+  void layer(int member, int index);
+  void prepare(int member, const Rows& rows, const Linear& linear, const float* x, int width,
+               const std::vector<float>* norm, int hadamard);
+  const void* share_of(const Linear* linear, int member) const;
+  void gemm(int member, const Linear& linear, const Rows& rows, float* out, Epilogue epilogue, const Linear* next);
+  void project_qkv(int member, const Layer& layer, const Rows& q_rows, const Rows& kv_rows);
+  void rotate_q(int member, const Rows& rows);
+  void store_kv(int member, int index);
+  void attend(int member, int index, const Rows& rows);
+  void head(int member);
+
+  int position(int token) const;
+  void split(int count, int member, int& begin, int& end) const;
+
+  Model& m_;
+  const Config& c_;
+  const Kernels& k_;
+  Tree& tree_;
+  const Batch batch_;
+  Model::Workspace& w_;
+  float* logits_;
+  float* hidden_;
+  int first_node_;
+  std::atomic<int> next_task_[2] = {{0}, {0}};  // attention: one counter for even layers, one for odd
+};
+
+}  // namespace aegis

@@ -1,0 +1,56 @@
+// A linear layer's weights, packed for the GEMM kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "isa/kernels.h"
+#include "runtime/memory.h"
+
+namespace aegis {
+
+enum class Scheme { kNone, kInt8, kInt4, kBf16 };
+
+// Which row of the logical weight stands in a packed column.
+enum class RowOrder {
+  kPlain,
+  kGateUp,  // 16 gate rows, then the 16 up rows beside them, and so on: SiLU(gate) * up needs no second pass
+};
+
+// Packed forms, a panel of 64 output channels after the other (the last one padded with zeros):
+//   int8 [K / 4, 64, 4]; bf16 [K / 2, 64, 2]; int4 [K / 4, 128] nibbles: byte j of a step holds value j of its
+//   256 low and value 128 + j high.
+class Linear {
+ public:
+  // Logical weights [n, k], row-major. Sizes are the caller's promise; k % 16 == 0, and k % group == 0.
+  // offset: the activation offset of the kernels that will read them.
+  void pack_int8(const int8_t* weight, const float* scale, int n, int k, RowOrder order, int offset);
+  void pack_int4(const uint8_t* nibbles, const uint8_t* group_scale, const float* scale, int n, int k, int group,
+                 RowOrder order, int offset);
+  void pack_bf16(const uint16_t* weight, int n, int k, RowOrder order);
+  void set_bias(const float* bias, RowOrder order);
+
+  Scheme scheme() const { return scheme_; }
+  bool int8_input() const { return scheme_ == Scheme::kInt8 || scheme_ == Scheme::kInt4; }
+  int n() const { return n_; }
+  int k() const { return k_; }
+  int half_panels() const { return (n_ + 31) / 32; }
+  const void* data() const { return data_.get(); }
+  const void* panel(int i) const { return data_.get() + static_cast<size_t>(i) * panel_bytes_; }
+
+  // Rows of `a` (uint8 with the offset, and its scales; or bf16) through half panels [begin, end).
+  // scratch: k * 64 bytes a thread, for int4 only.
+  void run(const Kernels& kernels, const void* a, const float* a_scale, int rows, float* out, size_t out_stride,
+           Epilogue epilogue, int begin, int end, const void* next, int8_t* scratch) const;
+
+ private:
+  int source_row(int column, RowOrder order) const;
+  void allocate(Scheme scheme, int n, int k, size_t panel_bytes);
+
+  Scheme scheme_ = Scheme::kNone;
+  int n_ = 0, k_ = 0, group_ = 0;
+  size_t panel_bytes_ = 0;
+  AlignedBytes data_, scale_, init_, bias_, group_scale_;
+};
+
+}  // namespace aegis

@@ -1,0 +1,116 @@
+#include "model/model.h"
+
+#include <stdexcept>
+
+#include "model/forward.h"
+#include "runtime/dispatch.h"
+
+namespace aegis {
+
+void Config::check() const {
+  const auto require = [](bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(what);
+  };
+  const auto within = [](int x, int low, int high) { return x >= low && x <= high; };
+  // Upper limits keep every product of sizes within 63 bits, and offsets inside a packed panel within 31.
+  require(within(layers, 1, 1024), "layers must be 1 to 1024");
+  require(within(hidden, 16, 1 << 16) && hidden % 16 == 0, "hidden must be a multiple of 16, up to 65536");
+  require(within(intermediate, 16, 1 << 18) && intermediate % 16 == 0,
+          "intermediate must be a multiple of 16, up to 262144");
+  require(within(head_dim, 16, 512) && (head_dim == 16 || head_dim % 32 == 0),
+          "head_dim must be 16 or a multiple of 32, up to 512");
+  require(within(heads, 1, 1024) && within(kv_heads, 1, heads) && heads % kv_heads == 0,
+          "kv_heads must divide heads");
+  require(within(vocab, 1, 1 << 24), "vocab must be 1 to 16777216");
+  require(within(context, 1, 1 << 20), "context must be 1 to 1048576");
+  require(within(rows, 1, 4096), "rows must be 1 to 4096");
+  require(norm_eps > 0.0f && norm_eps < 1.0f, "norm_eps must be between 0 and 1");
+  require(hadamard_block == 0 ||
+              (hadamard_block >= 16 && (hadamard_block & (hadamard_block - 1)) == 0 &&
+               intermediate % hadamard_block == 0),
+          "hadamard_block must be 0 or a power of two >= 16 that divides intermediate");
+  require(inverse_frequency.size() == static_cast<size_t>(head_dim / 2), "inverse_frequency must have head_dim / 2 values");
+}
+
+Model::Model(Config config, int threads)
+    : config_((config.check(), std::move(config))),
+      kernels_(choose_kernels()),
+      layers_(static_cast<size_t>(config_.layers)),
+      pool_(threads),
+      workspace_(std::make_shared<Workspace>()) {}
+
+Linear& Model::linear(int i, const std::string& name) {
+  if (i < 0 || i >= config_.layers) throw std::invalid_argument("no layer " + std::to_string(i));
+  Layer& layer = layers_[static_cast<size_t>(i)];
+  if (name == "q") return layer.q;
+  if (name == "kv") return layer.kv;
+  if (name == "o") return layer.o;
+  if (name == "gate_up") return layer.gate_up;
+  if (name == "down") return layer.down;
+  throw std::invalid_argument("no linear layer is called " + name);
+}
+
+void Model::set_head(const float* weight, const float* bias) {
+  const size_t rows = static_cast<size_t>(config_.rows);
+  head_.assign(weight, weight + rows * static_cast<size_t>(config_.hidden));
+  head_bias_.assign(bias, bias + rows);
+}
+
+void Model::check_complete() const {
+  for (int i = 0; i < config_.layers; ++i) {
+    const Layer& l = layers_[static_cast<size_t>(i)];
+    for (const auto& [linear, name] : {std::pair{&l.q, "q"}, {&l.kv, "kv"}, {&l.o, "o"}, {&l.gate_up, "gate_up"}, {&l.down, "down"}})
+      if (linear->scheme() == Scheme::kNone)
+        throw std::invalid_argument("weight missing: layer " + std::to_string(i) + " " + name);
+    // Both read the same prepared rows.
+    if (l.q.int8_input() != l.kv.int8_input())
+      throw std::invalid_argument("q and kv of layer " + std::to_string(i) + " must both be int8 or both bf16");
+  }
+  if (embedding_ == nullptr) throw std::invalid_argument("weight missing: embedding");
+  if (head_.empty()) throw std::invalid_argument("weight missing: head");
+}
+
+void Model::check(const Tree& tree, const Batch& b) const {
+  const auto fail = [](const std::string& what) { throw std::invalid_argument(what); };
+  if (b.segments < 1) fail("a batch needs at least one segment");
+  if (b.offsets[0] != 0) fail("offsets must start at 0");
+  std::vector<int64_t> ends(static_cast<size_t>(b.segments));
+  for (int s = 0; s < b.segments; ++s) {
+    const int n = b.offsets[s + 1] - b.offsets[s], parent = b.parents[s];
+    if (b.offsets[s + 1] <= b.offsets[s]) fail("segment " + std::to_string(s) + " is empty");
+    if (parent < 0 || parent >= tree.size() + s) fail("segment " + std::to_string(s) + ": no such parent node");
+    const int64_t start = parent < tree.size() ? int64_t{tree.node(parent).start} + tree.node(parent).n
+                                               : ends[static_cast<size_t>(parent - tree.size())];
+    ends[static_cast<size_t>(s)] = start + n;
+    if (start + n > config_.context)
+      throw std::length_error(std::to_string(start + n) + " tokens, but the model's context is " +
+                              std::to_string(config_.context));
+  }
+  for (int i = 0; i < b.tokens(); ++i)
+    if (b.ids[i] < 0 || b.ids[i] >= config_.vocab)
+      fail("token id " + std::to_string(b.ids[i]) + " is outside the vocabulary");
+  for (int i = 0; i < b.slot_count; ++i)
+    if (b.slots[i] < 0 || b.slots[i] >= b.tokens() || (i > 0 && b.slots[i] <= b.slots[i - 1]))
+      fail("slots must be increasing indices of the batch's tokens");
+}
+
+void Model::extend(Tree& tree, const Batch& batch, float* logits, float* hidden) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  check(tree, batch);
+  const int before = tree.size();
+  try {
+    Forward forward(*this, tree, batch, logits, hidden);
+    pool_.run(forward);
+  } catch (...) {  // out of memory while preparing, or forked: the pass itself does not throw
+    tree.truncate(before);
+    throw;
+  }
+}
+
+void Model::truncate(Tree& tree, int nodes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (nodes < 1) throw std::invalid_argument("a tree keeps at least its root");
+  tree.truncate(nodes);
+}
+
+}  // namespace aegis

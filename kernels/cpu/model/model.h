@@ -1,0 +1,77 @@
+// A decoder's weights and the one thing it does: extend a token tree by a batch of segments.
+//
+// Thread-safety: weights are set by one thread; afterwards extend() may be called from many (calls queue up
+// for the thread team; each uses all of it). Every size is checked here, before a kernel sees it.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/linear.h"
+#include "runtime/thread_pool.h"
+#include "runtime/tree.h"
+
+namespace aegis {
+
+struct Layer {
+  Linear q, kv, o, gate_up, down;
+  std::vector<float> input_norm, post_norm;  // empty: folded into the next matrix
+};
+
+// Segments packed one after the other: segment s holds ids[offsets[s] .. offsets[s + 1]).
+struct Batch {
+  const int32_t* ids;
+  const int32_t* offsets;  // [segments + 1]
+  const int32_t* parents;  // [segments]: a node of the tree, or tree.size() + an earlier segment
+  int segments;
+  const int32_t* slots;  // [slot_count], increasing indices into ids
+  int slot_count;
+  int tokens() const { return offsets[segments]; }
+};
+
+class Model {
+ public:
+  Model(Config config, int threads);
+
+  const Config& config() const { return config_; }
+  const Kernels& kernels() const { return kernels_; }
+  int threads() const { return pool_.threads(); }
+
+  // Weights. layer.linear() says which of "q", "kv", "o", "gate_up", "down"; throws std::invalid_argument.
+  Linear& linear(int layer, const std::string& name);
+  Layer& layer(int i) { return layers_.at(static_cast<size_t>(i)); }
+  std::vector<float>& final_norm() { return final_norm_; }
+  // bf16 [vocab, hidden]; stays the caller's.
+  void set_embedding(const uint16_t* rows) { embedding_ = rows; }
+  // f32 [rows, hidden] and [rows].
+  void set_head(const float* weight, const float* bias);
+  // Throws std::invalid_argument naming the first weight that is missing.
+  void check_complete() const;
+
+  // Adds the batch's segments as nodes. logits f32 [slot_count, rows]; hidden f32 [slot_count, config.hidden] (after the
+  // final norm) or null. Throws std::invalid_argument on a bad batch and std::length_error past the context;
+  // the tree is unchanged then.
+  void extend(Tree& tree, const Batch& batch, float* logits, float* hidden);
+  // Keeps the tree's first `nodes` nodes; waits for a pass that is under way.
+  void truncate(Tree& tree, int nodes);
+
+ private:
+  friend class Forward;
+  void check(const Tree& tree, const Batch& batch) const;
+
+  Config config_;
+  const Kernels& kernels_;
+  std::vector<Layer> layers_;
+  std::vector<float> final_norm_, head_, head_bias_;
+  const uint16_t* embedding_ = nullptr;
+
+  struct Workspace;
+  std::mutex mutex_;  // guards all below: one extend at a time
+  ThreadPool pool_;
+  std::shared_ptr<Workspace> workspace_;
+};
+
+}  // namespace aegis

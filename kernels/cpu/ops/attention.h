@@ -1,0 +1,180 @@
+// Attention over a path of the token tree: two small GEMMs over panels that the KV cache is stored in.
+//
+// Scores of all keys of all ancestors stand side by side in one row (each node padded to 16 keys), one
+// softmax over the row, then one product with the values, node after node. A row's arithmetic depends on its
+// path in the tree alone, never on which rows share its tile or its batch.
+#pragma once
+
+#include "isa/kernels.h"
+#include "ops/math.h"
+
+namespace aegis {
+namespace {
+
+template <class V>
+struct AttentionOp {
+  using F = typename V::F;
+  static constexpr int kRows = V::kTileRows, kVectors = V::kTileVectors;
+
+  // Keys of part p that some query of this task sees.
+  static int visible(const Attention& t, int p) {
+    const int n = t.parts[p].n;
+    if (p + 1 < t.part_count) return n;
+    const int last = t.first + t.queries;
+    return last < n ? last : n;
+  }
+  static int padded(int n) { return (n + 15) / 16 * 16; }
+
+  // acc[r][c] += a[r, :] . b[:, c]: a bf16 rows of stride `lda`; step and vector strides of b in elements.
+  template <int R, int C>
+  static void dot(F (&acc)[R][C], const uint16_t* a, size_t lda, const uint16_t* b, size_t step, size_t vector,
+                  int pairs) {
+    for (int k = 0; k < pairs; ++k) {
+      typename V::B2 bv[C];
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) bv[c] = V::load2(b + vector * static_cast<size_t>(c));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const auto av = V::broadcast2(a + static_cast<size_t>(r) * lda);
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) V::dot2(acc[r][c], av, bv[c]);
+      }
+      a += 2;
+      b += step;
+    }
+  }
+
+  template <int R, int C>
+  static void scores_tile(const uint16_t* q, int d, const uint16_t* k, float* out, size_t stride) {
+    F acc[R][C];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) acc[r][c] = V::zero();
+    dot<R, C>(acc, q, static_cast<size_t>(d), k, 32, static_cast<size_t>(d) * 16, d / 2);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) V::store(out + static_cast<size_t>(r) * stride + 16 * c, acc[r][c]);
+  }
+
+  template <int R, int C>
+  static void values_tile(const Attention& t, const uint16_t* p, size_t stride, int column, const float* inverse,
+                          int row) {
+    F acc[R][C];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) acc[r][c] = V::zero();
+    for (int i = 0; i < t.part_count; ++i) {
+      const int n = visible(t, i);
+      dot<R, C>(acc, p, stride, t.parts[i].v + 2 * column, 2 * static_cast<size_t>(t.d), 32, (n + 1) / 2);
+      p += padded(n);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const int token = (row + r) / t.group, head = (row + r) % t.group;
+      float* out = t.out + static_cast<size_t>(token) * t.out_stride + head * t.d + column;
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) V::store(out + 16 * c, V::mul(acc[r][c], V::set1(inverse[r])));
+    }
+  }
+
+  // Chooses the tile's height at run time: calls f.template run<rows>().
+  template <int R, class Call>
+  static void of_rows(int rows, const Call& f) {
+    if constexpr (R > 1) {
+      if (rows < R) return of_rows<R - 1>(rows, f);
+    }
+    f.template run<R>();
+  }
+
+  struct ScoresCall {
+    const uint16_t* q;
+    int d;
+    const uint16_t* k;
+    float* out;
+    size_t stride;
+    int blocks;
+    template <int R>
+    void run() const {
+      int b = 0;
+      const size_t block = static_cast<size_t>(d) * 16;
+      for (; b + kVectors <= blocks; b += kVectors)
+        scores_tile<R, kVectors>(q, d, k + static_cast<size_t>(b) * block, out + 16 * b, stride);
+      for (; b < blocks; ++b) scores_tile<R, 1>(q, d, k + static_cast<size_t>(b) * block, out + 16 * b, stride);
+    }
+  };
+
+  struct ValuesCall {
+    const Attention& t;
+    const uint16_t* p;
+    size_t stride;
+    const float* inverse;
+    int row;
+    template <int R>
+    void run() const {
+      int column = 0;
+      for (; column + 16 * kVectors <= t.d; column += 16 * kVectors)
+        values_tile<R, kVectors>(t, p, stride, column, inverse, row);
+      for (; column < t.d; column += 16) values_tile<R, 1>(t, p, stride, column, inverse, row);
+    }
+  };
+
+  // In place softmax numerators of one row as bf16; returns the sum of what was stored.
+  static float softmax(float* s, int n, uint16_t* p) {
+    F largest = V::load(s);
+    for (int i = 16; i < n; i += 16) largest = V::max(largest, V::load(s + i));
+    const F shift = V::set1(V::max_lane(largest));
+    F sum = V::zero();
+    for (int i = 0; i < n; i += 16) {
+      V::store_bf16(p + i, Math<V>::exp(V::sub(V::load(s + i), shift)));
+      sum = V::add(sum, V::from_bf16(p + i));  // of the rounded weights, so that they add up to one
+    }
+    return V::sum(sum);
+  }
+
+  static void run(const Attention& t) {
+    const int rows = t.queries * t.group;
+    int width = 0;
+    for (int i = 0; i < t.part_count; ++i) width += padded(visible(t, i));
+    const size_t stride = static_cast<size_t>(width);
+
+    int offset = 0;
+    for (int i = 0; i < t.part_count; ++i) {
+      const int n = visible(t, i);
+      for (int r = 0; r < rows; r += kRows) {
+        const ScoresCall call{t.q + static_cast<size_t>(r) * t.d, t.d, t.parts[i].k,
+                              t.scores + static_cast<size_t>(r) * stride + offset, stride, padded(n) / 16};
+        of_rows<kRows>(rows - r < kRows ? rows - r : kRows, call);
+      }
+      offset += padded(n);
+    }
+
+    const F hidden = V::set1(-1e30f);
+    for (int r = 0; r < rows; r += kRows) {
+      const int height = rows - r < kRows ? rows - r : kRows;
+      float inverse[kRows];
+      for (int j = 0; j < height; ++j) {
+        float* s = t.scores + static_cast<size_t>(r + j) * stride;
+        int start = 0;
+        for (int i = 0; i < t.part_count; ++i) {
+          const int n = visible(t, i);
+          const int seen = i + 1 < t.part_count ? n : min(n, t.first + (r + j) / t.group + 1);
+          // Padding lanes, and keys after the query: overwritten, whatever they held.
+          for (int b = seen / 16 * 16; b < padded(n); b += 16)
+            V::store(s + start + b, V::first(V::load(s + start + b), seen - b, hidden));
+          start += padded(n);
+        }
+        inverse[j] = 1.0f / softmax(s, width, t.probs + static_cast<size_t>(r + j) * stride);
+      }
+      const ValuesCall call{t, t.probs + static_cast<size_t>(r) * stride, stride, inverse, r};
+      of_rows<kRows>(height, call);
+    }
+  }
+
+  static int min(int a, int b) { return a < b ? a : b; }
+};
+
+}  // namespace
+}  // namespace aegis

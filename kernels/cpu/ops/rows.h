@@ -1,0 +1,137 @@
+// Operators on one row: norm, quantise, Hadamard, rotary. Written once over sixteen lanes.
+#pragma once
+
+#include "isa/kernels.h"
+
+namespace aegis {
+namespace {
+
+template <class V>
+struct Rows {
+  using F = typename V::F;
+
+  static float inverse_rms(const float* x, int n, float eps) {
+    F squares = V::zero();
+    for (int i = 0; i < n; i += 16) {
+      const F v = V::load(x + i);
+      squares = V::fma(v, v, squares);
+    }
+    const float mean = V::sum(squares) / static_cast<float>(n) + eps;
+    return 1.0f / __builtin_sqrtf(mean);
+  }
+
+  static F scaled(const float* x, const float* weight, int i, F factor) {
+    const F v = V::mul(V::load(x + i), factor);
+    return weight == nullptr ? v : V::mul(v, V::load(weight + i));
+  }
+
+  static void norm(const float* x, const float* weight, int n, float eps, float* out) {
+    const F factor = V::set1(inverse_rms(x, n, eps));
+    for (int i = 0; i < n; i += 16) V::store(out + i, scaled(x, weight, i, factor));
+  }
+
+  static void norm_bf16(const float* x, const float* weight, int n, float eps, uint16_t* out) {
+    const F factor = V::set1(inverse_rms(x, n, eps));
+    for (int i = 0; i < n; i += 16) V::store_bf16(out + i, scaled(x, weight, i, factor));
+  }
+
+  // The norm's factor cancels in x / max|x|, so the row is quantised as it is and only the scale carries it.
+  static void norm_int8(const float* x, const float* weight, int n, float eps, uint8_t* out, float* scale) {
+    const float factor = inverse_rms(x, n, eps);
+    quantise_weighted(x, weight, n, out, scale);
+    *scale *= factor;
+  }
+
+  static void quantise(const float* x, int n, uint8_t* out, float* scale) {
+    quantise_weighted(x, nullptr, n, out, scale);
+  }
+
+  static void quantise_weighted(const float* x, const float* weight, int n, uint8_t* out, float* scale) {
+    F largest = V::zero();
+    F poison = V::zero();  // 0 * x: stays 0 for finite x, NaN otherwise; max alone may drop a NaN
+    const F one = V::set1(1.0f), zero = V::zero();
+    for (int i = 0; i < n; i += 16) {
+      const F v = scaled(x, weight, i, one);
+      largest = V::max(largest, V::abs(v));
+      poison = V::fma(v, zero, poison);
+    }
+    const float bound = V::max_lane(largest);
+    *scale = bound / 127.0f + V::sum(poison);
+    // A row of zeros keeps scale 0: every product with it is 0, whatever the bytes are.
+    const F factor = V::set1(bound > 0.0f ? 127.0f / bound : 0.0f);
+    for (int i = 0; i < n; i += 16) V::store_int8(out + i, V::mul(scaled(x, weight, i, one), factor));
+  }
+
+  static void to_bf16(const float* x, int n, uint16_t* out) {
+    for (int i = 0; i < n; i += 16) V::store_bf16(out + i, V::load(x + i));
+  }
+
+  static void from_bf16(const uint16_t* x, int n, float* out) {
+    for (int i = 0; i < n; i += 16) V::store(out + i, V::from_bf16(x + i));
+  }
+
+  // Butterflies of width 16 and more run across vectors; the last four levels (1, 2, 4, 8) inside sixteen lanes,
+  // as a transform of a 16 x 16 tile would, are done on a small buffer that the compiler vectorises.
+  static void hadamard(float* x, int n, int block) {
+    const F norm = V::set1(1.0f / __builtin_sqrtf(static_cast<float>(block)));
+    for (float* p = x; p < x + n; p += block) {
+      for (int i = 0; i < block; i += 16) hadamard16(p + i);
+      int width = 16;
+      for (; width * 2 < block; width *= 4)  // two levels at a time: half the loads and stores
+        for (int i = 0; i < block; i += 4 * width)
+          for (int j = i; j < i + width; j += 16) {
+            const F a = V::load(p + j), b = V::load(p + j + width);
+            const F c = V::load(p + j + 2 * width), d = V::load(p + j + 3 * width);
+            const F ab = V::add(a, b), amb = V::sub(a, b), cd = V::add(c, d), cmd = V::sub(c, d);
+            V::store(p + j, V::add(ab, cd));
+            V::store(p + j + width, V::add(amb, cmd));
+            V::store(p + j + 2 * width, V::sub(ab, cd));
+            V::store(p + j + 3 * width, V::sub(amb, cmd));
+          }
+      for (; width < block; width *= 2)
+        for (int i = 0; i < block; i += 2 * width)
+          for (int j = i; j < i + width; j += 16) {
+            const F a = V::load(p + j), b = V::load(p + j + width);
+            V::store(p + j, V::add(a, b));
+            V::store(p + j + width, V::sub(a, b));
+          }
+      for (int i = 0; i < block; i += 16) V::store(p + i, V::mul(V::load(p + i), norm));
+    }
+  }
+
+  static void hadamard16(float* p) {
+    for (int width = 1; width < 16; width *= 2) {
+      float t[16];
+      for (int i = 0; i < 16; ++i) t[i] = (i & width) ? p[i ^ width] - p[i] : p[i] + p[i ^ width];
+      for (int i = 0; i < 16; ++i) p[i] = t[i];
+    }
+  }
+
+  static void rope(const float* x, int d, const float* cos, const float* sin, float scale, uint16_t* out) {
+    const int half = d / 2;
+    const F s = V::set1(scale);
+    if (half % 16 == 0) {
+      for (int i = 0; i < half; i += 16) {
+        const F a = V::load(x + i), b = V::load(x + half + i), c = V::load(cos + i), n = V::load(sin + i);
+        V::store_bf16(out + i, V::mul(V::sub(V::mul(a, c), V::mul(b, n)), s));
+        V::store_bf16(out + half + i, V::mul(V::add(V::mul(b, c), V::mul(a, n)), s));
+      }
+      return;
+    }
+    float y[16];  // heads of 16 (tiny models): both halves share one vector
+    for (int i = 0; i < half; ++i) {
+      y[i] = (x[i] * cos[i] - x[half + i] * sin[i]) * scale;
+      y[half + i] = (x[half + i] * cos[i] + x[i] * sin[i]) * scale;
+    }
+    V::store_bf16(out, V::load(y));
+  }
+
+  static float dot(const float* a, const float* b, int n) {
+    F acc = V::zero();
+    for (int i = 0; i < n; i += 16) acc = V::fma(V::load(a + i), V::load(b + i), acc);
+    return V::sum(acc);
+  }
+};
+
+}  // namespace
+}  // namespace aegis

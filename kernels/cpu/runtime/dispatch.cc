@@ -1,0 +1,57 @@
+#include "runtime/dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace aegis {
+namespace {
+
+struct Entry {
+  const char* name;
+  const Kernels& (*kernels)();
+  bool (*supported)();
+};
+
+// Best first. A new instruction set is one file in isa/ and one line here.
+const Entry kEntries[] = {
+#if defined(__x86_64__)
+    {"avx512bf16", kernels_avx512bf16,
+     [] {
+       return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512dq");
+     }},
+    {"avx512vnni", kernels_avx512vnni,
+     [] {
+       return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     }},
+    {"avx2", kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {"scalar", kernels_scalar, [] { return true; }},
+};
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Entry& e : kEntries)
+    if (e.supported()) names.emplace_back(e.name);
+  return names;
+}
+
+const Kernels& choose_kernels() {
+  const char* forced = std::getenv("AEGIS_EDGE_ISA");
+  const std::string wanted = forced == nullptr ? "" : forced;
+  std::string known;
+  for (const Entry& e : kEntries) {
+    known += (known.empty() ? "" : ", ") + std::string(e.name);
+    if (!wanted.empty() && wanted != e.name) continue;
+    if (e.supported()) return e.kernels();
+    if (!wanted.empty())
+      throw std::invalid_argument("AEGIS_EDGE_ISA=" + wanted + ": this CPU lacks that instruction set");
+  }
+  throw std::invalid_argument("AEGIS_EDGE_ISA=" + wanted + " is unknown; this build has " + known);
+}
+
+}  // namespace aegis
