@@ -1,9 +1,9 @@
 """aegis-edge: a guard for language models that runs inside your process.
 
-    from aegis_edge import Guard
+from aegis_edge import Guard
 
-    guard = Guard.load("guard/")
-    guard.check("How do I pick a lock?").safe
+guard = Guard.load("guard/")
+guard.check("How do I pick a lock?").safe
 """
 
 from __future__ import annotations

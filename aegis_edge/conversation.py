@@ -9,10 +9,10 @@ from aegis_edge.errors import InputError
 
 @dataclass(frozen=True)
 class Conversation:
-    """Text handed in for checking, normalised to `str` and otherwise left as it is: never stripped, never cut.
+    """Text handed in for checking, normalised to `str` and otherwise left as it is, never stripped or cut.
 
-    `bytes` are decoded as strict UTF-8. Text that UTF-8 can not express (lone surrogates) and everything that is not text
-    raises InputError. Empty text and NUL are text. An empty response is a response; None is none.
+    `bytes` are decoded as strict UTF-8. Text that UTF-8 can not express (lone surrogates) and everything that
+    is not text raises InputError. Empty text and NUL are text. An empty response is a response; None is none.
     """
 
     prompt: str
@@ -53,7 +53,7 @@ def _text(value: object, part: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{part}: not valid Unicode (lone surrogate U+{ord(value[error.start]):04X} at character {error.start})",
+            f"{part}: not valid Unicode: lone surrogate U+{ord(value[error.start]):04X} at {error.start}",
             hint="the text was decoded wrongly or cut within a character; repair it before checking",
         ) from error
     return value

@@ -18,10 +18,9 @@ The order of categories is kept: the guard reads them in that order.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
-import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -108,7 +107,7 @@ class Policy:
     categories: tuple[Category, ...] = field(
         default_factory=lambda: tuple(Category(h.name, h.code) for h in taxonomy.HAZARDS)
     )
-    thresholds: Thresholds = Thresholds()
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.categories) <= MAX_CATEGORIES:
@@ -148,26 +147,31 @@ class Policy:
             raise (error.under("thresholds.") if error.key in section else error) from None
 
     @classmethod
-    def from_toml(cls, source: str | Path) -> Policy:
-        """Read a file (a Path) or TOML text (a str). Raises PolicyError naming file, line and key."""
-        text, where = source, ""
-        if isinstance(source, Path):
-            where = f"{source}: "
-            try:
-                text = source.read_text("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise PolicyError(f"{where}can not be read: {error}") from error
-        assert isinstance(text, str)
+    def from_toml(cls, text: str) -> Policy:
+        """Read TOML text. Raises PolicyError naming line and key."""
+        import tomllib
+
         try:
-            return cls.from_dict(tomllib.loads(text))
+            data = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            # Its message ends with "(at line L, column C)".
-            raise PolicyError(f"{where}not valid TOML: {error}") from error
+            raise PolicyError(f"not valid TOML: {error}") from error  # it ends with "(at line L, column C)"
         except RecursionError as error:
-            raise PolicyError(f"{where}not valid TOML: nested too deeply") from error
+            raise PolicyError("not valid TOML: nested too deeply") from error
+        try:
+            return cls.from_dict(data)
         except _Located as error:
-            line = _line_of(text, error.key)
-            raise PolicyError(f"{where}{f'line {line}: ' if line else ''}{error}", hint=error.hint) from error
+            line = _line_of(text, error.key, data.get("categories"))
+            raise PolicyError(f"line {line}: {error}" if line else str(error), hint=error.hint) from error
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Policy:
+        """Read a TOML file. Raises PolicyError naming file, line and key."""
+        try:
+            return cls.from_toml(Path(path).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PolicyError(f"{path}: can not be read: {error}") from error
+        except PolicyError as error:
+            raise PolicyError(f"{path}: {error}", hint=error.hint) from error
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` gives an equal policy back."""
@@ -187,6 +191,8 @@ class Policy:
     @property
     def sha256(self) -> str:
         """Hex SHA-256 of the canonical JSON (sorted keys, no spaces, UTF-8) of `to_dict`."""
+        import hashlib  # here, and tomllib where it is used: `import aegis_edge` stays quick
+
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -255,18 +261,11 @@ def _check_threshold(value: Any, key: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    kinds = {
-        bool: "true/false",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "a table",
-    }
-    return kinds.get(type(value), type(value).__name__)
+    names = {bool: "true/false", int: "a number", float: "a number", str: "text", dict: "a table"}
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _line_of(text: str, key: str) -> int | None:
+def _line_of(text: str, key: str, categories: Any) -> int | None:
     """The 1-based line of `key` ("thresholds.prompt", "categories[2].name") in valid TOML, or of its parent.
 
     None where the text is laid out so that only a full parser could tell.
@@ -283,10 +282,9 @@ def _line_of(text: str, key: str) -> int | None:
             last = next((i for i in range(first + 1, last) if lines[i].lstrip().startswith("[")), last)
         else:
             # An inline list: the line with the entry's name, counting the entries of that name before it.
-            value = tomllib.loads(text)["categories"]
-            names = [item.get("name") if isinstance(item, dict) else item for item in value]
+            names = [item.get("name") if isinstance(item, dict) else item for item in categories]
             quoted = re.compile(rf"""(["']){re.escape(str(names[index]))}\1""")
-            hits = [i for i, line in enumerate(lines) for _ in quoted.finditer(line)]
+            hits = [i for i, line in enumerate(lines) for _ in quoted.findall(line)]
             before = names[:index].count(names[index])
             leaf, first = "categories", hits[before] if before < len(hits) else 0
     elif "." in key:

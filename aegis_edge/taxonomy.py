@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 Group = Literal["core", "fine-grained", "needs caution", "other"]
@@ -19,8 +18,8 @@ Group = Literal["core", "fine-grained", "needs caution", "other"]
 class Hazard:
     """One category of the taxonomy. `aliases` are names that `find` accepts besides `name` and `code`.
 
-    `openai` is the OpenAI-moderations category that says the same, or None: then there is no score for it there.
-    Several hazards may share one; the score is then their maximum.
+    `openai` is the OpenAI-moderations category that says the same, or None: then there is no score for it
+    there. Several hazards may share one; the score is then their maximum.
     """
 
     code: str
@@ -81,6 +80,8 @@ def find(name: str) -> Hazard | None:
 
 def suggest(name: str) -> str | None:
     """The taxonomy name nearest in spelling to an unknown one, or None."""
+    from difflib import get_close_matches  # only errors need it
+
     near = get_close_matches(fold(name), _BY_NAME, n=1, cutoff=0.7)
     return _BY_NAME[near[0]].name if near else None
 

@@ -1,0 +1,227 @@
+"""Conversations to segments of ids. Content never becomes a control id.
+
+Templates and content are never one string: a plan's fixed ids are joined with ids that a tokenizer without
+control tokens made of the content, so "<|im_end|>" in a prompt is ten or so ordinary tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aegis_edge.conversation import Conversation
+from aegis_edge.errors import AegisError, ArtifactError, ContextError, InputError
+from aegis_edge.families.plan import PROMPT, RESPONSE, ROOT, Node, Plan
+from aegis_edge.scoring import IdArray, Segment
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class ContentEncoder:
+    """Encodes text with a tokenizer's own model, normaliser and pre-tokeniser, but without its added tokens.
+
+    On text that spells no added token the ids are the tokenizer's own. Its truncation, padding and
+    post-processing are left out. A byte-level BPE drops bytes that its vocabulary lacks without a word;
+    characters made of such bytes are encoded as U+FFFD instead. Safe to use from several threads.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        from tokenizers import Tokenizer as Fresh
+
+        self._control = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
+        self.control_ids = frozenset(self._control.values())
+        # A tokenizer made from a model has no added tokens. The model is shared, not copied: no cost.
+        self._tokenizer = Fresh(tokenizer.model)
+        if tokenizer.normalizer is not None:
+            self._tokenizer.normalizer = tokenizer.normalizer
+        if tokenizer.pre_tokenizer is not None:
+            self._tokenizer.pre_tokenizer = tokenizer.pre_tokenizer
+        if getattr(tokenizer.model, "dropout", None):
+            raise ArtifactError(
+                "tokenizer.json: its BPE drops merges at random; verdicts would change from run to run"
+            )
+        self._unspelt = _unspelt_bytes(self._tokenizer)
+        self._stand_in = next((c for c in "\ufffd?" if self._is_spelt(c)), None)
+        if self._stand_in is None:
+            raise ArtifactError("tokenizer.json: the vocabulary has no bytes for U+FFFD or '?'")
+        self._longest_token = 0  # bytes; counted when a text is long enough to ask
+
+    @classmethod
+    def from_json(cls, text: str) -> ContentEncoder:
+        """From the text of a tokenizer.json. Raises ArtifactError where it is none."""
+        from tokenizers import Tokenizer
+
+        try:
+            return cls(Tokenizer.from_str(text))
+        except AegisError:
+            raise
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise ArtifactError(f"tokenizer.json: {error}") from error
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> ContentEncoder:
+        """From a tokenizer.json. Raises ArtifactError where it is missing or none."""
+        try:
+            return cls.from_json(Path(path).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path}: can not be read: {error}") from error
+
+    def control_id(self, token: str) -> int:
+        """Id of an added token. Raises ArtifactError where the tokenizer has none of that name."""
+        if token not in self._control:
+            raise ArtifactError(
+                f"the tokenizer has no control token {token!r}", hint="family and base do not fit"
+            )
+        return self._control[token]
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Ids of `text`, none of them a control id."""
+        return tuple(self.encode(text).tolist())
+
+    def encode(self, text: str, limit: int | None = None) -> IdArray:
+        """Ids of `text`, int32 [n], n >= 0, none of them a control id.
+
+        Raises ContextError for a text that certainly has more than `limit` tokens before spending time on it
+        (others may still return more), and InputError where the tokenizer turns plain text into a control
+        token all the same.
+        """
+        data = text.encode("utf-8")
+        if limit is not None:
+            self._refuse_huge(len(data), limit)
+        if len(data.translate(None, self._unspelt)) != len(data):
+            text = "".join(char if self._is_spelt(char) else self._stand_in or "" for char in text)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if not self.control_ids.isdisjoint(ids):
+            raise InputError("the text spells a control token that this tokenizer can not take apart")
+        return np.array(ids, np.int32)
+
+    def _is_spelt(self, char: str) -> bool:
+        return not any(byte in self._unspelt for byte in char.encode("utf-8"))
+
+    def _refuse_huge(self, size: int, limit: int) -> None:
+        """A text of B bytes has at least B / (longest token) tokens, if the tokenizer drops no bytes: a
+        gigabyte is refused at once instead of being tokenised for minutes."""
+        if size <= 16 * limit or not _is_byte_level(self._tokenizer):
+            return
+        if not self._longest_token:
+            self._longest_token = max(len(token) for token in self._tokenizer.get_vocab())
+        least = -(-size // self._longest_token)
+        if least > limit:
+            raise _too_long(f"at least {least}", limit)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as nodes, numbered as if it were alone in the tree: 0 the root, 1 its first segment.
+
+    segments  the nodes of the first pass
+    reads     the question of each slot, in slot order
+    last      the node from which category leaves hang
+    content   tokens of the prompt's and response's text
+    size      tokens of all segments
+    """
+
+    segments: tuple[Segment, ...]
+    reads: tuple[str, ...]
+    last: int
+    content: int
+    size: int
+
+    def at(self, first: int) -> tuple[Segment, ...]:
+        """The segments for a tree in which the first of them becomes node number `first`."""
+        shift = first - 1
+        return tuple(replace(s, parent=s.parent + shift) if s.parent else s for s in self.segments)
+
+
+class ConversationEncoder:
+    """Turns conversations into the nodes that a plan lays down. Safe to use from several threads."""
+
+    def __init__(self, encoder: ContentEncoder, plan: Plan, context: int) -> None:
+        """`context` is the scorer's. Raises ContextError where not even an empty conversation fits."""
+        self._encoder, self._plan = encoder, plan
+        longest_leaf = max((len(ids) for ids in plan.leaves), default=0)
+        # Room for the leaves is kept free from the start: else a text would fit only while it is found safe.
+        self._room = context - len(plan.root) - longest_leaf
+        for nodes in (plan.prompt, plan.exchange):
+            self._limit(nodes)
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """The nodes of a conversation, the same whether it is checked alone or among others.
+
+        A node without ids (empty content) is left out, and its children hang from its parent. Raises
+        ContextError where content and markers do not fit beside the policy; the message states tokens and
+        limit.
+        """
+        nodes = self._plan.prompt if conversation.response is None else self._plan.exchange
+        limit = self._limit(nodes)
+        content = {PROMPT: self._encoder.encode(conversation.prompt, limit)}
+        if conversation.response is not None:
+            content[RESPONSE] = self._encoder.encode(conversation.response, limit)
+        tokens = sum(len(ids) for ids in content.values())
+        if tokens > limit:
+            raise _too_long(str(tokens), limit)
+        segments: list[Segment] = []
+        reads: list[str] = []
+        numbers = {ROOT: 0}
+        for index, node in enumerate(nodes):
+            ids = np.concatenate(
+                [content[p] if isinstance(p, str) else np.array(p, np.int32) for p in node.parts]
+            )
+            parent = numbers[node.parent]
+            if len(ids) == 0:
+                numbers[index] = parent
+                continue
+            slots = () if node.reads is None else (len(ids) - 1,)
+            reads += [] if node.reads is None else [node.reads]
+            segments.append(Segment(ids, parent, slots))
+            numbers[index] = len(segments)
+        size = sum(len(segment.ids) for segment in segments)
+        return Encoded(tuple(segments), tuple(reads), numbers[len(nodes) - 1], tokens, size)
+
+    def leaves(self, parent: int) -> list[Segment]:
+        """One leaf a category under node `parent`, in the policy's order, read at its last token."""
+        return [Segment(np.array(ids, np.int32), parent, (len(ids) - 1,)) for ids in self._plan.leaves]
+
+    def _limit(self, nodes: tuple[Node, ...]) -> int:
+        """Content tokens that fit beside the policy, the fixed ids of `nodes` and a leaf."""
+        fixed = sum(len(part) for node in nodes for part in node.parts if not isinstance(part, str))
+        if self._room < fixed:
+            raise ContextError(
+                f"the policy has {len(self._plan.root)} tokens and leaves no room for a conversation",
+                hint="use fewer categories or shorter descriptions",
+            )
+        return self._room - fixed
+
+
+def _too_long(tokens: str, limit: int) -> ContextError:
+    return ContextError(
+        f"the conversation has {tokens} tokens; beside its policy this guard takes at most {limit}",
+        hint="check it in parts; it is never cut silently",
+    )
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether tokens stand for a text's bytes: no normaliser, which could drop some, and a byte alphabet."""
+    return tokenizer.normalizer is None and "ByteLevel" in repr(tokenizer.pre_tokenizer)
+
+
+def _unspelt_bytes(tokenizer: Tokenizer) -> bytes:
+    """Bytes that a byte-level vocabulary has no token for; SmolLM2's lacks 21, among them 0x04 and 0xF1."""
+    if not _is_byte_level(tokenizer):
+        return b""
+    return bytes(byte for byte, char in enumerate(_BYTE_CHARS) if tokenizer.token_to_id(char) is None)
+
+
+def _byte_chars() -> str:
+    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table): printable Latin-1
+    stands for itself, the other bytes for the characters from U+0100 on, in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+_BYTE_CHARS = _byte_chars()

@@ -1,0 +1,241 @@
+"""Guard: load an artefact, check conversations.
+
+A check is two passes over the token tree. The first adds every conversation's nodes under the policy and
+reads its turns; the second, for the unsafe ones alone, adds a leaf a category. The tree is then cut back to
+the policy and used again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aegis_edge.conversation import Conversation
+from aegis_edge.decision import Calibration, CategoryScore, Decider, Verdict, read_calibration
+from aegis_edge.encoding import ContentEncoder, ConversationEncoder, Encoded
+from aegis_edge.errors import AegisError, ArtifactError, ContextError, InputError, PolicyError, ScorerError
+from aegis_edge.families import get_family
+from aegis_edge.families.plan import PROMPT, RESPONSE, Plan
+from aegis_edge.policy import Policy
+from aegis_edge.scoring import IdArray, LogitArray, Scorer, Segment, Tree
+
+if TYPE_CHECKING:
+    from aegis_edge.artifact import Artifact
+
+# Tokens added in one pass, unless a single conversation has more. A pass this long is compute-bound: a longer
+# one is no faster and takes more memory (in the 135M model a token's keys and values alone are 23 kB).
+# Results do not depend on it.
+CHUNK_TOKENS = 2048
+
+
+class Guard:
+    """A loaded guard. Safe to use from several threads; each running check has a token tree of its own.
+
+    A check gives a Verdict or raises: AegisError and its subclasses for what a user can meet, never "safe"
+    for a failure.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        encoder: ContentEncoder,
+        plan: Plan,
+        policy: Policy,
+        calibration: Mapping[str, Calibration] | None = None,
+        *,
+        root: IdArray | None = None,
+    ) -> None:
+        """From parts that belong together; `load` is the usual way.
+
+        `root` None uses the policy the scorer was made for; int32 ids are computed afresh, which a custom
+        policy needs.
+        """
+        if scorer.rows != len(plan.rows):
+            raise ScorerError(f"the scorer's head has {scorer.rows} rows, the family reads {len(plan.rows)}")
+        self.policy = policy
+        self._scorer, self._root = scorer, root
+        self._encoder = ConversationEncoder(encoder, plan, scorer.context)
+        self._decider = Decider(plan, policy, calibration or read_calibration({}))
+        self._leaf_tokens = sum(len(ids) for ids in plan.leaves)
+        # A deque's pop and append are atomic: no lock that a fork could leave held.
+        self._idle: deque[Tree] = deque(maxlen=os.cpu_count() or 1)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        scorer: str = "cpu",
+        policy: Policy | None = None,
+    ) -> Guard:
+        """Load an artefact folder made by `aegis-edge export`.
+
+        path     None: $AEGIS_EDGE_GUARD, else the default guard in the user's cache
+        threads  of the cpu scorer; None: as many as this process may use
+        scorer   "cpu" (compiled), or "reference" (PyTorch in fp32; needs the extra `export`)
+        policy   None: the artefact's own, whose keys and values are cached; another one is computed first
+
+        Raises ArtifactError, PolicyError, ContextError or ScorerError.
+        """
+        from aegis_edge.artifact import Artifact
+
+        artifact = Artifact.open(_default_guard() if path is None else path)
+        return cls.from_artifact(artifact, _make_scorer(scorer, artifact, threads), policy)
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact, scorer: Scorer, policy: Policy | None = None) -> Guard:
+        """The guard of an opened artefact, over a scorer made from it."""
+        manifest = artifact.manifest
+        plan = Plan.from_json(manifest["family"]["plan"])
+        if list(plan.rows) != manifest["head"]["rows"]:
+            raise ArtifactError("aegis.json: the family's rows are not the head's")
+        try:
+            own = Policy.from_dict(manifest["policy"])
+        except PolicyError as error:
+            raise ArtifactError(f"aegis.json: policy: {error}") from error
+        encoder = ContentEncoder.from_json(artifact.tokenizer_json())
+        calibration = read_calibration(manifest["calibration"])
+        if policy is None or [c.text for c in policy.categories] == [c.text for c in own.categories]:
+            return cls(scorer, encoder, plan, policy or own, calibration)
+        plan = get_family(manifest["family"]["name"]).compile(encoder, policy)
+        return cls(scorer, encoder, plan, policy, calibration, root=np.array(plan.root, np.int32))
+
+    def check(self, prompt: str | bytes, response: str | bytes | None = None) -> Verdict:
+        """Judge a prompt, and the response to it where there is one.
+
+        Raises InputError for what is not text, ContextError for what does not fit, ScorerError where scoring
+        fails.
+        """
+        conversation = Conversation(prompt, response)  # type: ignore[arg-type]  # bytes become str in it
+        return self._score([self._encoder.encode(conversation)])[0]
+
+    def check_many(self, items: Iterable[object]) -> list[Verdict]:
+        """Judge many conversations (prompts, (prompt, response) pairs or Conversations), in order.
+
+        The verdicts are bit for bit those of `check`. Everything is read before anything is scored: one item
+        that can not be checked raises, naming its position, and there are no partial results.
+        """
+        encoded = []
+        for index, item in enumerate(items):
+            try:
+                encoded.append(self._encoder.encode(Conversation.of(item)))
+            except (InputError, ContextError) as error:
+                raise type(error)(f"conversation {index}: {error}", hint=error.hint) from error
+        return [verdict for chunk in _chunks(encoded) for verdict in self._score(chunk)]
+
+    def _score(self, chunk: Sequence[Encoded]) -> list[Verdict]:
+        with self._tree() as tree:
+            segments: list[Segment] = []
+            lasts = []
+            for encoded in chunk:
+                first = len(segments) + 1
+                segments += encoded.at(first)
+                lasts.append(encoded.last + first - 1)
+            logits = _extend(tree, segments)
+            ratings, row = [], 0
+            for encoded in chunk:
+                ratings.append(self._decider.ratings(encoded.reads, logits[row : row + len(encoded.reads)]))
+                row += len(encoded.reads)
+            safe = [all(rating.safe for rating in found.values()) for found in ratings]
+            unsafe = [i for i in range(len(chunk)) if not safe[i]]
+            leaves = self._categories(tree, len(segments) + 1, [lasts[i] for i in unsafe])
+            claimed = dict(zip(unsafe, leaves, strict=True))
+        return [
+            Verdict(safe[i], found[PROMPT], found.get(RESPONSE), claimed.get(i, ()), chunk[i].content)
+            for i, found in enumerate(ratings)
+        ]
+
+    def _categories(self, tree: Tree, nodes: int, parents: Sequence[int]) -> list[tuple[CategoryScore, ...]]:
+        """Violated categories for each of `parents` in a tree of `nodes` nodes, which is left as it was."""
+        found = []
+        at_once = max(1, CHUNK_TOKENS // max(1, self._leaf_tokens))
+        for start in range(0, len(parents), at_once):
+            batch = parents[start : start + at_once]
+            logits = _extend(tree, [leaf for parent in batch for leaf in self._encoder.leaves(parent)])
+            tree.truncate(nodes)
+            found += [self._decider.categories(rows) for rows in np.split(logits, len(batch))]
+        return found
+
+    @contextmanager
+    def _tree(self) -> Iterator[Tree]:
+        """A tree that holds the policy alone. One whose use raised is dropped: its state is unknown."""
+        try:
+            tree = self._idle.pop()
+        except IndexError:
+            tree = self._scorer.tree(self._root)
+        yield tree
+        tree.truncate(1)
+        self._idle.append(tree)
+
+
+def default_guard_path() -> Path:
+    """The default guard's folder: aegis-edge/guard in $XDG_CACHE_HOME, else in the platform's cache."""
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    if xdg:
+        cache = Path(xdg)
+    elif sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    else:
+        cache = Path.home() / ".cache"
+    return cache / "aegis-edge" / "guard"
+
+
+def _default_guard() -> Path:
+    named = os.environ.get("AEGIS_EDGE_GUARD")
+    path = Path(named) if named else default_guard_path()
+    if not path.is_dir():
+        where = (
+            f"$AEGIS_EDGE_GUARD names {path}, which is no folder" if named else f"no default guard at {path}"
+        )
+        raise AegisError(where, hint=f"make one with: aegis-edge export --out {path}")
+    return path
+
+
+def _make_scorer(name: str, artifact: Artifact, threads: int | None) -> Scorer:
+    if name == "cpu":
+        from aegis_edge.scoring.cpu import CpuScorer
+
+        root = np.array(artifact.manifest["family"]["plan"]["root_ids"], np.int32)
+        return CpuScorer(artifact, root, artifact.policy_kv(), threads)
+    if name == "reference":
+        try:
+            from aegis_edge.scoring.reference import ReferenceScorer
+        except ModuleNotFoundError as error:
+            raise ScorerError(
+                f"the reference scorer needs {error.name}, which is not installed",
+                hint="pip install 'aegis-edge[export]'",
+            ) from error
+        return ReferenceScorer.from_artifact(artifact)
+    raise ScorerError(f"unknown scorer {name!r}", hint="scorers: cpu, reference")
+
+
+def _chunks(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    """Runs of conversations of at most CHUNK_TOKENS together; a longer conversation is a run of its own."""
+    chunk: list[Encoded] = []
+    size = 0
+    for one in encoded:
+        if chunk and size + one.size > CHUNK_TOKENS:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(one)
+        size += one.size
+    if chunk:
+        yield chunk
+
+
+def _extend(tree: Tree, segments: Sequence[Segment]) -> LogitArray:
+    """`tree.extend`, held to a row a slot: with one missing, verdicts would move to other conversations."""
+    logits = tree.extend(segments)
+    slots = sum(len(segment.slots) for segment in segments)
+    if len(logits) != slots:
+        raise ScorerError(f"the scorer returned {len(logits)} rows of logits for {slots} slots")
+    return logits

@@ -1,0 +1,102 @@
+"""An artefact's weights in a plain LlamaModel of transformers, fp32.
+
+Rotations cancel and folded norms leave ones behind, so what an artefact stores is still a Llama; the Hadamard
+transform before `down`, which the runtime applies to activations, goes back into the matrix.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+if TYPE_CHECKING:
+    from aegis_edge.artifact import Artifact
+
+_GROUP = 32  # neighbouring weights of a row that share a group scale in w4a8
+
+
+def decoder_of(artifact: Artifact) -> LlamaModel:
+    """The decoder without LM head; its `last_hidden_state` is what the artefact's head is applied to."""
+    model = artifact.manifest["model"]
+    names = set(artifact.tensor_names())
+    config = _config(artifact, names)
+    inner, kv = model["heads"] * model["head_dim"], model["kv_heads"] * model["head_dim"]
+    # stored matrix -> (transformers' names of its parts, their rows)
+    split: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+        "qkv": (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (inner, kv, kv)),
+        "o": (("self_attn.o_proj",), (model["hidden"],)),
+        "gate_up": (("mlp.gate_proj", "mlp.up_proj"), (model["intermediate"],) * 2),
+        "down": (("mlp.down_proj",), (model["hidden"],)),
+    }
+    block = artifact.manifest["quantization"]["hadamard_block"]
+    ones = torch.ones(model["hidden"])
+
+    def norm(name: str) -> Tensor:
+        return torch.from_numpy(artifact.tensor(name)) if name in names else ones.clone()
+
+    state = {
+        "embed_tokens.weight": _weight(artifact, "embed_tokens", names),
+        "norm.weight": norm("final_norm.weight"),
+    }
+    for layer in (f"layers.{i}" for i in range(model["layers"])):
+        for source, (targets, rows) in split.items():
+            weight = _weight(artifact, f"{layer}.{source}", names)
+            if source == "down" and block:
+                weight = _undo_hadamard(weight, block)
+            for target, part in zip(targets, weight.split(rows), strict=True):
+                state[f"{layer}.{target}.weight"] = part
+        if config.attention_bias:
+            bias = torch.from_numpy(artifact.tensor(f"{layer}.qkv.bias"))
+            for target, part in zip(split["qkv"][0], bias.split((inner, kv, kv)), strict=True):
+                state[f"{layer}.{target}.bias"] = part
+            # transformers' one switch also gives `o` a bias, which no artefact has.
+            state[f"{layer}.self_attn.o_proj.bias"] = torch.zeros(model["hidden"])
+        state[f"{layer}.input_layernorm.weight"] = norm(f"{layer}.input_norm.weight")
+        state[f"{layer}.post_attention_layernorm.weight"] = norm(f"{layer}.post_norm.weight")
+    with torch.device("meta"):  # no time for random weights that are replaced at once
+        decoder = LlamaModel(config)
+    decoder.load_state_dict(state, assign=True)
+    return decoder
+
+
+def _config(artifact: Artifact, names: set[str]) -> LlamaConfig:
+    model = artifact.manifest["model"]
+    rope = model["rope_scaling"] or {"rope_type": "default"}
+    return LlamaConfig(
+        vocab_size=model["vocab"],
+        hidden_size=model["hidden"],
+        intermediate_size=model["intermediate"],
+        num_hidden_layers=model["layers"],
+        num_attention_heads=model["heads"],
+        num_key_value_heads=model["kv_heads"],
+        head_dim=model["head_dim"],
+        max_position_embeddings=model["context"],
+        rms_norm_eps=model["norm_eps"],
+        rope_parameters={**rope, "rope_theta": model["rope_theta"]},
+        attention_bias="layers.0.qkv.bias" in names,
+        pad_token_id=None,
+    )
+
+
+def _weight(artifact: Artifact, name: str, names: set[str]) -> Tensor:
+    """A stored matrix in fp32, [out, in]."""
+    stored = artifact.tensor(f"{name}.weight")
+    if f"{name}.scale" not in names:
+        return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).float()
+    if f"{name}.group_scale" in names:
+        # Two weights a byte, the even column in the low nibble; a nibble is the value plus 8.
+        nibbles = np.stack([stored & 15, stored >> 4], axis=-1).reshape(len(stored), -1).astype(np.int32) - 8
+        stored = nibbles * np.repeat(artifact.tensor(f"{name}.group_scale").astype(np.int32), _GROUP, axis=1)
+    return torch.from_numpy(stored.astype(np.float32) * artifact.tensor(f"{name}.scale")[:, None])
+
+
+def _undo_hadamard(weight: Tensor, block: int) -> Tensor:
+    """W [out, in] from the stored W Hd. Hd = blocks of Sylvester's matrix / sqrt(block), its own inverse."""
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < block:
+        hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard)
+    return (weight.view(len(weight), -1, block) @ (hadamard / block**0.5)).view_as(weight)
