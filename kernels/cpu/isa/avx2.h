@@ -60,6 +60,13 @@ struct Avx2 {
     return {_mm256_round_ps(x.a, kMode), _mm256_round_ps(x.b, kMode)};
   }
   static F pow2(F n) { return {pow2(n.a), pow2(n.b)}; }
+  template <int Width>
+  static F swap(F x) {
+    if constexpr (Width == 8) return {x.b, x.a};
+    if constexpr (Width == 4) return {_mm256_permute2f128_ps(x.a, x.a, 1), _mm256_permute2f128_ps(x.b, x.b, 1)};
+    if constexpr (Width == 2) return {_mm256_permute_ps(x.a, 0x4e), _mm256_permute_ps(x.b, 0x4e)};
+    if constexpr (Width == 1) return {_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)};
+  }
   static float sum(F x) {
     const __m256 h = _mm256_add_ps(x.a, x.b);
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));

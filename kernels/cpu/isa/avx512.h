@@ -53,6 +53,13 @@ struct Avx512Vnni {
     const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
   }
+  template <int Width>
+  static F swap(F a) {
+    if constexpr (Width == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+    if constexpr (Width == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+    if constexpr (Width == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+    if constexpr (Width == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+  }
   static float sum(F a) {
     const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), upper(a.v));
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));

@@ -76,8 +76,9 @@ struct Kernels {
   void (*quantise)(const float* x, int n, uint8_t* out, float* scale);
   void (*to_bf16)(const float* x, int n, uint16_t* out);
   void (*from_bf16)(const uint16_t* x, int n, float* out);
-  // In place, x f32 [n] in blocks (a power of two, >= 16): x <- H x / sqrt(block), Sylvester order.
-  void (*hadamard)(float* x, int n, int block);
+  // x f32 [n] in blocks (a power of two, >= 16): out = H x / sqrt(block), Sylvester order; _int8: then quantised.
+  void (*hadamard)(const float* x, int n, int block, float* out);
+  void (*hadamard_int8)(const float* x, int n, int block, float* scratch, uint8_t* out, float* scale);
   // Rotates the pairs (i, i + d / 2) of one head: x f32 [d], cos and sin f32 [d / 2] -> bf16 [d], times scale.
   void (*rope)(const float* x, int d, const float* cos, const float* sin, float scale, uint16_t* out);
   float (*dot)(const float* a, const float* b, int n);

@@ -92,6 +92,13 @@ struct Scalar {
     }
     return n;
   }
+  // Lanes i and i ^ Width change places.
+  template <int Width>
+  static F swap(F a) {
+    F r;
+    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ Width];
+    return r;
+  }
   // The order of the tree is the same on every instruction set: halves, quarters, ...
   static float sum(F a) {
     for (int width = 8; width >= 1; width /= 2)

@@ -162,18 +162,19 @@ void Forward::prepare(int member, const Rows& rows, const Linear& linear, const 
   float* scratch = w_.threads[sz(member)].row.data();
   for (int r = begin; r < end; ++r) {
     const float* row = x + sz(r) * sz(width);
-    if (hadamard != 0) {
-      std::memcpy(scratch, row, sz(width) * sizeof(float));
-      k_.hadamard(scratch, width, hadamard);
-      row = scratch;
-    }
     if (linear.int8_input()) {
       auto* out = reinterpret_cast<uint8_t*>(rows.a) + sz(r) * sz(width);
       if (norm != nullptr)
         k_.norm_int8(row, weight, width, c_.norm_eps, out, rows.a_scale + r);
+      else if (hadamard != 0)
+        k_.hadamard_int8(row, width, hadamard, scratch, out, rows.a_scale + r);
       else
         k_.quantise(row, width, out, rows.a_scale + r);
     } else {
+      if (hadamard != 0) {
+        k_.hadamard(row, width, hadamard, scratch);
+        row = scratch;
+      }
       auto* out = reinterpret_cast<uint16_t*>(rows.a) + sz(r) * sz(width);
       if (norm != nullptr)
         k_.norm_bf16(row, weight, width, c_.norm_eps, out);

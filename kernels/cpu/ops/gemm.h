@@ -55,7 +55,8 @@ template <class V, class D>
 struct GemmOp {
   using F = typename V::F;
 
-  // What the tiles of one panel prefetch of the next: two lines a step of K.
+  // What the tiles of one panel prefetch of the next: `stride` bytes a step of K, at most two lines (128 bytes) of it, which
+  // covers all of it from two tiles (7 rows) on.
   struct Ahead {
     const char* p;
     ptrdiff_t stride;
@@ -82,6 +83,7 @@ struct GemmOp {
         for (int c = 0; c < C; ++c) D::dot(acc[r][c], av, bv[c]);
       }
       V::prefetch(next);
+      V::prefetch(next + 64);
       next += ahead.stride;
       a += kStepA;
       b += kStepB;

@@ -70,41 +70,62 @@ struct Rows {
     for (int i = 0; i < n; i += 16) V::store(out + i, V::from_bf16(x + i));
   }
 
-  // Butterflies of width 16 and more run across vectors; the last four levels (1, 2, 4, 8) inside sixteen lanes,
-  // as a transform of a 16 x 16 tile would, are done on a small buffer that the compiler vectorises.
-  static void hadamard(float* x, int n, int block) {
-    const F norm = V::set1(1.0f / __builtin_sqrtf(static_cast<float>(block)));
-    for (float* p = x; p < x + n; p += block) {
-      for (int i = 0; i < block; i += 16) hadamard16(p + i);
-      int width = 16;
-      for (; width * 2 < block; width *= 4)  // two levels at a time: half the loads and stores
-        for (int i = 0; i < block; i += 4 * width)
-          for (int j = i; j < i + width; j += 16) {
-            const F a = V::load(p + j), b = V::load(p + j + width);
-            const F c = V::load(p + j + 2 * width), d = V::load(p + j + 3 * width);
-            const F ab = V::add(a, b), amb = V::sub(a, b), cd = V::add(c, d), cmd = V::sub(c, d);
-            V::store(p + j, V::add(ab, cd));
-            V::store(p + j + width, V::add(amb, cmd));
-            V::store(p + j + 2 * width, V::sub(ab, cd));
-            V::store(p + j + 3 * width, V::sub(amb, cmd));
-          }
-      for (; width < block; width *= 2)
-        for (int i = 0; i < block; i += 2 * width)
-          for (int j = i; j < i + width; j += 16) {
-            const F a = V::load(p + j), b = V::load(p + j + width);
-            V::store(p + j, V::add(a, b));
-            V::store(p + j + width, V::sub(a, b));
-          }
-      for (int i = 0; i < block; i += 16) V::store(p + i, V::mul(V::load(p + i), norm));
-    }
+  // Walsh-Hadamard transform of one block, out = H x in Sylvester order, not normalised. The levels of width 1 to 8
+  // stay inside a vector: x +- its neighbour is one shuffle and one fma with signs. The wider ones run across
+  // vectors, two levels at a time, which halves their loads and stores.
+  static void transform(const float* x, int block, float* out) {
+    for (int i = 0; i < block; i += 16) V::store(out + i, transform16(V::load(x + i)));
+    int width = 16;
+    for (; width * 2 < block; width *= 4)
+      for (int i = 0; i < block; i += 4 * width)
+        for (int j = i; j < i + width; j += 16) {
+          const F a = V::load(out + j), b = V::load(out + j + width);
+          const F c = V::load(out + j + 2 * width), d = V::load(out + j + 3 * width);
+          const F ab = V::add(a, b), amb = V::sub(a, b), cd = V::add(c, d), cmd = V::sub(c, d);
+          V::store(out + j, V::add(ab, cd));
+          V::store(out + j + width, V::add(amb, cmd));
+          V::store(out + j + 2 * width, V::sub(ab, cd));
+          V::store(out + j + 3 * width, V::sub(amb, cmd));
+        }
+    for (; width < block; width *= 2)
+      for (int i = 0; i < block; i += 2 * width)
+        for (int j = i; j < i + width; j += 16) {
+          const F a = V::load(out + j), b = V::load(out + j + width);
+          V::store(out + j, V::add(a, b));
+          V::store(out + j + width, V::sub(a, b));
+        }
   }
 
-  static void hadamard16(float* p) {
-    for (int width = 1; width < 16; width *= 2) {
-      float t[16];
-      for (int i = 0; i < 16; ++i) t[i] = (i & width) ? p[i ^ width] - p[i] : p[i] + p[i ^ width];
-      for (int i = 0; i < 16; ++i) p[i] = t[i];
-    }
+  static F transform16(F a) {
+    a = level<1>(a);
+    a = level<2>(a);
+    a = level<4>(a);
+    return level<8>(a);
+  }
+
+  template <int Width>
+  static F level(F a) {
+    struct Signs {
+      float v[16];
+      constexpr Signs() : v{} {
+        for (int i = 0; i < 16; ++i) v[i] = (i & Width) != 0 ? -1.0f : 1.0f;
+      }
+    };
+    static constexpr Signs signs;
+    return V::fma(a, V::load(signs.v), V::template swap<Width>(a));
+  }
+
+  static void hadamard(const float* x, int n, int block, float* out) {
+    for (int i = 0; i < n; i += block) transform(x + i, block, out + i);
+    const F norm = V::set1(1.0f / __builtin_sqrtf(static_cast<float>(block)));
+    for (int i = 0; i < n; i += 16) V::store(out + i, V::mul(V::load(out + i), norm));
+  }
+
+  // Quantising does not see a factor that all of the row shares: 1 / sqrt(block) goes into the scale.
+  static void hadamard_int8(const float* x, int n, int block, float* scratch, uint8_t* out, float* scale) {
+    for (int i = 0; i < n; i += block) transform(x + i, block, scratch + i);
+    quantise(scratch, n, out, scale);
+    *scale *= 1.0f / __builtin_sqrtf(static_cast<float>(block));
   }
 
   static void rope(const float* x, int d, const float* cos, const float* sin, float scale, uint16_t* out) {

@@ -20,6 +20,7 @@ constexpr Kernels make_kernels(const char* name) {
   k.to_bf16 = Rows<V>::to_bf16;
   k.from_bf16 = Rows<V>::from_bf16;
   k.hadamard = Rows<V>::hadamard;
+  k.hadamard_int8 = Rows<V>::hadamard_int8;
   k.rope = Rows<V>::rope;
   k.dot = Rows<V>::dot;
   k.gemm_int8 = GemmOp<V, Int8Dot<V>>::run;
