@@ -57,8 +57,9 @@ struct Rows {
     }
     const float bound = V::max_lane(largest);
     *scale = bound / 127.0f + V::sum(poison);
-    // A row of zeros keeps scale 0: every product with it is 0, whatever the bytes are.
-    const F factor = V::set1(bound > 0.0f ? 127.0f / bound : 0.0f);
+    // A row of zeros keeps scale 0: every product with it is 0, whatever the bytes are. Below 2^-100 a row counts as
+    // zeros too: under 2^-121 the quotient is infinite, which each instruction set converts its own way.
+    const F factor = V::set1(bound >= 0x1p-100f ? 127.0f / bound : 0.0f);
     for (int i = 0; i < n; i += 16) V::store_int8(out + i, V::mul(scaled(x, weight, i, one), factor));
   }
 
