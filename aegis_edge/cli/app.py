@@ -1,0 +1,111 @@
+"""The table of commands: names, options and help. What a command does is in the file of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    name="aegis-edge",
+    help="A guard for language models that runs inside your process.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+GuardFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--guard", metavar="DIR", help="An exported guard (else $AEGIS_EDGE_GUARD, else the default guard)."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, max=1024, help="Threads (else all that this process may use)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from aegis_edge import __version__
+
+        print(f"aegis-edge {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A guard for language models that runs inside your process.
+
+    Exit codes: 0 safe or done, 1 unsafe, 2 usage, 3 failure.
+    """
+
+
+@app.command()
+def check(
+    text: Annotated[
+        str | None, typer.Argument(help="The prompt. '-' or nothing: standard input, as one text.")
+    ] = None,
+    guard: GuardFolder = None,
+    response: Annotated[
+        str | None, typer.Option("--response", metavar="TEXT", help="The model's response, judged as well.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            metavar="F.jsonl",
+            help='JSON lines to check ("-": standard input): a prompt as a string, or {"prompt", '
+            '"response"?, "id"?}. One JSON line out for each, in order.',
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="P.toml", help="Another policy than the guard's own.")
+    ] = None,
+    json: Json = False,
+    threads: Threads = None,
+    scorer: Annotated[
+        Literal["cpu", "reference"],
+        typer.Option("--scorer", help="The compiled runtime, or PyTorch in fp32."),
+    ] = "cpu",
+) -> int:
+    """Judge a prompt (and the response to it) safe or unsafe.
+
+    Exit code 0 where everything is safe, 1 where anything is unsafe, 3 where anything could not be checked.
+    """
+    from aegis_edge.cli import check as command
+
+    if file is not None and (text is not None or response is not None):
+        raise typer.BadParameter("--file can not be combined with TEXT or --response")
+    options = command.Options(guard, policy, threads, scorer)
+    if file is not None:
+        return command.check_file(file, options)
+    return command.check_text(text, response, options, as_json=json)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An exported guard.")], json: Json = False
+) -> None:
+    """Verify an exported guard (hashes, shapes, every value) and describe it."""
+    from aegis_edge.cli import inspect as command
+
+    command.inspect(folder, as_json=json)
+
+
+@app.command()
+def doctor(
+    json: Json = False,
+    threads: Threads = None,
+) -> None:
+    """Tell what this machine can run: instruction sets, threads, measured peaks, versions, default guard."""
+    from aegis_edge.cli import doctor as command
+
+    command.doctor(threads, as_json=json)

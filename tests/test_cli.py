@@ -1,0 +1,83 @@
+"""The commands around `check`: what they print, where, and how they start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from aegis_edge.cli import run
+from aegis_edge.cli.output import paint, printable, size
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in ("check", "inspect", "doctor"):
+        assert command in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("aegis-edge 0.")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["--nonsense"]])
+def test_usage(arguments: list[str]) -> None:
+    assert run(arguments) == 2
+
+
+def test_check_starts_without_heavy_imports() -> None:
+    code = (
+        "import sys; from aegis_edge.cli import run\n"
+        "run(['check', '--guard', '/nonexistent', 'hi'])\n"
+        "heavy = {'torch', 'transformers', 'peft', 'matplotlib', 'jinja2', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AEGIS_EDGE_ISA", raising=False)
+    assert run(["doctor", "--json", "--threads", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["isa"] == found["available_isas"][0] and found["threads"] == 1
+    assert found["int8_peak"] > 1e8 and found["read_bandwidth"] > 1e8
+    assert run(["doctor"]) == 0
+    assert found["isa"] in capsys.readouterr().out
+
+
+def test_doctor_fails_loudly_on_an_unknown_instruction_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AEGIS_EDGE_ISA", "sse9")
+    assert run(["doctor"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == "" and "sse9" in captured.err and "hint: " in captured.err
+
+
+def test_inspect_refuses_what_is_no_guard(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(tmp_path)]) == 3
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_output_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    terminal: object = Terminal()
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert paint("x", "red", terminal) == "\x1b[31mx\x1b[0m"  # type: ignore[arg-type]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert paint("x", "red", terminal) == "x"  # type: ignore[arg-type]
+    assert printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\nc"
+    assert [size(n) for n in (0, 999, 1234, 12_345_678, 3e9)] == [
+        "0 B",
+        "999 B",
+        "1.2 kB",
+        "12.3 MB",
+        "3.0 GB",
+    ]
