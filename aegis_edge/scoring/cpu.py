@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,7 +49,7 @@ def inverse_frequencies(model: Mapping[str, Any]) -> np.ndarray:
 
 
 def load_model(weights: Weights, threads: int) -> _native.Model:
-    """Pack an artefact's weights for this CPU; at most one tensor at a time stands in memory beside the packed model."""
+    """Pack an artefact's weights for this CPU, a layer a thread: at most one tensor a thread stands in memory beside them."""
     manifest = weights.manifest
     shape, names = manifest["model"], set(weights.tensor_names())
     model = _native.Model(
@@ -61,12 +62,17 @@ def load_model(weights: Weights, threads: int) -> _native.Model:
         inverse_frequency=inverse_frequencies(shape),
         threads=threads,
     )
-    for layer in range(shape["layers"]):
+
+    def load_layer(layer: int) -> None:  # reading and packing release the GIL
         for name in LINEARS:
             _set_linear(model, weights, names, layer, name)
         for norm in ("input_norm", "post_norm"):
             if f"layers.{layer}.{norm}.weight" in names:
                 model.set_norm(layer, norm, weights.tensor(f"layers.{layer}.{norm}.weight"))
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(load_layer, layer) for layer in range(shape["layers"])]:
+            done.result()
     if "final_norm.weight" in names:
         model.set_norm(-1, "final_norm", weights.tensor("final_norm.weight"))
     model.set_embedding(weights.map_tensor("embed_tokens.weight"))

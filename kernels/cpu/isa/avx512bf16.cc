@@ -4,10 +4,13 @@
 namespace aegis {
 namespace {
 
-// AVX512_BF16 (Zen 4, Sapphire Rapids, Cooper Lake) replaces the two-FMA bf16 product by one instruction.
-// vdpbf16ps flushes denormals and rounds the pair its own way: scores agree with the other sets within a
-// tolerance, not bit for bit.
+// AVX512_BF16 (Zen 4, Sapphire Rapids, Cooper Lake) replaces the two-FMA bf16 product, and the rounding to bf16, by one
+// instruction each. They flush denormals, and vdpbf16ps rounds the pair its own way: scores agree with the other
+// sets within a tolerance, not bit for bit.
 struct Avx512Bf16 : Avx512Vnni {
+  static void store_bf16(uint16_t* p, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a.v));
+  }
   using A2 = I;
   static A2 broadcast2(const uint16_t* p) {
     int32_t x;

@@ -133,7 +133,7 @@ void Linear::run(const Kernels& kernels, const void* a, const float* a_scale, in
     g.bias = bias_ ? as<float>(bias_) + panel * kPanel : nullptr;
     g.out = out + (epilogue == Epilogue::kSiluMul ? panel * kPanel / 2 : panel * kPanel);
     g.columns = n_ - panel * kPanel;
-    g.next = nullptr;
+    g.next = stop < end ? this->panel(panel + 1) : next;
     kernels.gemm_int8(g);
     half = stop;
   }

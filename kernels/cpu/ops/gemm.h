@@ -192,17 +192,19 @@ struct GemmOp {
 // 4-bit weights to int8: value = (nibble - 8) * group_scale, in [-126, 126] (7 x 18), exact.
 // nibbles [K / 4, 128]: byte j holds byte j of the step's 256 in its low half and byte 128 + j in its high half.
 // group_scale [K / group, 64].
+// Bytes wrap modulo 256, which the exact result (in int8) does not notice; so the loops vectorise over plain bytes.
 template <class V>
 void unpack_int4(const uint8_t* nibbles, const uint8_t* group_scale, int k, int group, int8_t* out) {
-  for (int step = 0; step < k / 4; ++step) {
-    const uint8_t* scale = group_scale + static_cast<size_t>(step * 4 / group) * kPanel;
-    for (int j = 0; j < 128; ++j) {
-      const int lo = (nibbles[j] & 15) - 8, hi = (nibbles[j] >> 4) - 8;
-      out[j] = static_cast<int8_t>(lo * scale[j / 4]);
-      out[128 + j] = static_cast<int8_t>(hi * scale[32 + j / 4]);
-    }
-    nibbles += 128;
-    out += 256;
+  const int steps = group / 4;
+  for (int first = 0; first < k; first += group, group_scale += kPanel) {
+    uint8_t scale[256];
+    for (int j = 0; j < 256; ++j) scale[j] = group_scale[j / 4];
+    for (int step = 0; step < steps; ++step, nibbles += 128, out += 256)
+      for (int j = 0; j < 128; ++j) {
+        const auto lo = static_cast<uint8_t>((nibbles[j] & 15) - 8), hi = static_cast<uint8_t>((nibbles[j] >> 4) - 8);
+        out[j] = static_cast<int8_t>(static_cast<uint8_t>(lo * scale[j]));
+        out[128 + j] = static_cast<int8_t>(static_cast<uint8_t>(hi * scale[128 + j]));
+      }
   }
 }
 
