@@ -43,8 +43,9 @@ struct Avx512Vnni {
   static F keep_ge(F value, F x, F limit) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_GE_OQ), value.v)};
   }
-  static F first(F a, int n, F other) {
-    return {_mm512_mask_mov_ps(other.v, static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1u), a.v)};
+  static F first(F a, int n, F other) {  // n may be negative or beyond 16
+    const uint32_t mask = n >= 16 ? 0xffffu : n > 0 ? (1u << n) - 1u : 0u;
+    return {_mm512_mask_mov_ps(other.v, static_cast<__mmask16>(mask), a.v)};
   }
   static F round(F a) {
     return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
