@@ -95,6 +95,7 @@ void Model::check(const Tree& tree, const Batch& b) const {
 }
 
 void Model::extend(Tree& tree, const Batch& batch, float* logits, float* hidden) {
+  pool_.check_process();
   std::lock_guard<std::mutex> lock(mutex_);
   check(tree, batch);
   const int before = tree.size();
@@ -108,6 +109,7 @@ void Model::extend(Tree& tree, const Batch& batch, float* logits, float* hidden)
 }
 
 void Model::truncate(Tree& tree, int nodes) {
+  pool_.check_process();
   std::lock_guard<std::mutex> lock(mutex_);
   if (nodes < 1) throw std::invalid_argument("a tree keeps at least its root");
   tree.truncate(nodes);

@@ -38,33 +38,45 @@ bool spin_until(const Ready& ready) {
 
 ThreadPool::ThreadPool(int threads) : threads_(threads), process_(getpid()) {
   if (threads < 1) throw std::invalid_argument("a thread pool needs at least one thread");
-  for (int member = 1; member < threads; ++member) workers_.emplace_back([this, member] { work(member); });
+  try {
+    for (int member = 1; member < threads; ++member) parking_->workers.emplace_back([this, member] { work(member); });
+  } catch (...) {  // no more threads to be had: those that did start are ended before the error travels on
+    stop();
+    throw;
+  }
 }
 
 ThreadPool::~ThreadPool() {
-  if (getpid() != process_) {  // a forked child: the workers do not exist here, only their handles
-    for (std::thread& worker : workers_) worker.detach();
-    return;
-  }
+  if (getpid() == process_)
+    stop();
+  else
+    static_cast<void>(parking_.release());  // left behind on purpose
+}
+
+void ThreadPool::stop() {
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(parking_->mutex);
     stop_ = true;
     job_.fetch_add(1, std::memory_order_release);
   }
-  wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+  parking_->wake.notify_all();
+  for (std::thread& worker : parking_->workers) worker.join();
+}
+
+void ThreadPool::check_process() const {
+  if (getpid() != process_)
+    throw std::runtime_error("this guard was loaded before a fork; load it again in the child process");
 }
 
 void ThreadPool::run_erased(Call call, void* argument) {
-  if (getpid() != process_)
-    throw std::runtime_error("this guard was loaded before a fork; load it again in the child process");
+  check_process();
   call_ = call;
   argument_ = argument;
   if (threads_ > 1) {
     job_.fetch_add(1, std::memory_order_seq_cst);
     if (parked_.load(std::memory_order_seq_cst) > 0) {
-      { std::lock_guard<std::mutex> lock(mutex_); }  // a worker is either before its check of job_ or waiting
-      wake_.notify_all();
+      { std::lock_guard<std::mutex> lock(parking_->mutex); }  // a worker is either before its check of job_ or waiting
+      parking_->wake.notify_all();
     }
   }
   call(argument, 0);
@@ -76,9 +88,9 @@ void ThreadPool::work(int member) {
   for (;;) {
     const auto ready = [&] { return job_.load(std::memory_order_seq_cst) != seen; };
     if (!spin_until(ready)) {
-      std::unique_lock<std::mutex> lock(mutex_);
+      std::unique_lock<std::mutex> lock(parking_->mutex);
       parked_.fetch_add(1, std::memory_order_seq_cst);
-      wake_.wait(lock, ready);
+      parking_->wake.wait(lock, ready);
       parked_.fetch_sub(1, std::memory_order_relaxed);
     }
     seen = job_.load(std::memory_order_acquire);

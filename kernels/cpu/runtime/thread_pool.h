@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -23,6 +24,9 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return threads_; }
+  // Throws std::runtime_error in a forked child. To be called before taking a lock that another thread may have
+  // held at the fork: nobody would ever release it.
+  void check_process() const;
 
   // Calls f(member) for member 0 .. threads - 1 at once; member 0 is the caller. f must not throw.
   // One caller at a time (the model's lock sees to it). Throws std::runtime_error in a forked child,
@@ -49,6 +53,7 @@ class ThreadPool {
   void run_erased(Call call, void* argument);
   void wait_for_phase(uint32_t phase) const;
   void work(int member);
+  void stop();
 
   const int threads_;
   const int64_t process_;
@@ -57,12 +62,17 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> phase_{0};
   alignas(64) std::atomic<uint64_t> job_{0};
   alignas(64) std::atomic<int> parked_{0};
+  // What parking needs. Behind a pointer because a forked child must leave it be: destroying a condition variable
+  // waits for its waiters, and the child has none of the threads that would leave it.
+  struct Parking {
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::vector<std::thread> workers;
+  };
+  std::unique_ptr<Parking> parking_ = std::make_unique<Parking>();
   bool stop_ = false;  // published by job_
   Call call_ = nullptr;
   void* argument_ = nullptr;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::vector<std::thread> workers_;
 };
 
 // Threads this process may use: its affinity mask, cut by the cgroup's CPU quota; at least 1.
