@@ -72,12 +72,13 @@ void Model::check_complete() const {
 
 void Model::check(const Tree& tree, const Batch& b) const {
   const auto fail = [](const std::string& what) { throw std::invalid_argument(what); };
+  check_complete();
   if (b.segments < 1) fail("a batch needs at least one segment");
   if (b.offsets[0] != 0) fail("offsets must start at 0");
   std::vector<int64_t> ends(static_cast<size_t>(b.segments));
   for (int s = 0; s < b.segments; ++s) {
-    const int n = b.offsets[s + 1] - b.offsets[s], parent = b.parents[s];
     if (b.offsets[s + 1] <= b.offsets[s]) fail("segment " + std::to_string(s) + " is empty");
+    const int n = b.offsets[s + 1] - b.offsets[s], parent = b.parents[s];
     if (parent < 0 || parent >= tree.size() + s) fail("segment " + std::to_string(s) + ": no such parent node");
     const int64_t start = parent < tree.size() ? int64_t{tree.node(parent).start} + tree.node(parent).n
                                                : ends[static_cast<size_t>(parent - tree.size())];
