@@ -216,7 +216,8 @@ TEST(rope) {
   }
 }
 
-// Every bf16 widens exactly; every float near a tie rounds to the even neighbour, NaN stays NaN.
+// Every bf16 widens exactly; every float near a tie rounds to the even neighbour, NaN stays NaN. Sets with bf16
+// instructions may flush denormals.
 TEST(bf16_rounding) {
   for_each_isa([&](const Kernels& k) {
     about("%s", k.name);
@@ -231,8 +232,9 @@ TEST(bf16_rounding) {
       for (int i = 0; i < kAll; ++i) x[sz(i)] = float_of(static_cast<uint32_t>(i) << 16 | low);
       k.to_bf16(x.data(), kAll, narrowed.data());
       for (int i = 0; i < kAll; ++i) {
+        const bool denormal = std::fabs(x[sz(i)]) < 0x1p-126f, flushed = (narrowed[sz(i)] & 0x7fff) == 0;
         if (std::isnan(x[sz(i)])) CHECK(std::isnan(from_bf16(narrowed[sz(i)])));
-        else CHECK(narrowed[sz(i)] == to_bf16(x[sz(i)]));
+        else CHECK(narrowed[sz(i)] == to_bf16(x[sz(i)]) || (denormal && flushed && !exact_bf16(k)));
       }
     }
   });

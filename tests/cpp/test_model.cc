@@ -1,0 +1,225 @@
+// What a model refuses, by message, and that a refusal leaves the tree as it was.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <climits>
+#include <functional>
+#include <stdexcept>
+#include <thread>
+
+#include "tiny_model.h"
+
+using namespace aegis;
+using namespace aegis::test;
+
+TEST(bad_configs) {
+  struct Bad {
+    std::function<void(Config&)> change;
+    const char* message;
+  };
+  const Bad list[] = {
+      {[](Config& c) { c.layers = 0; }, "layers"},
+      {[](Config& c) { c.layers = 1025; }, "layers"},
+      {[](Config& c) { c.hidden = 0; }, "hidden"},
+      {[](Config& c) { c.hidden = 72; }, "hidden"},
+      {[](Config& c) { c.hidden = -16; }, "hidden"},
+      {[](Config& c) { c.hidden = 1 << 17; }, "hidden"},
+      {[](Config& c) { c.intermediate = 8; }, "intermediate"},
+      {[](Config& c) { c.intermediate = 100; }, "intermediate"},
+      {[](Config& c) { c.intermediate = INT_MAX - 15; }, "intermediate"},
+      {[](Config& c) { c.head_dim = 48; }, "head_dim"},
+      {[](Config& c) { c.head_dim = 0; }, "head_dim"},
+      {[](Config& c) { c.head_dim = 544; }, "head_dim"},
+      {[](Config& c) { c.heads = 0; }, "heads"},
+      {[](Config& c) { c.heads = 5; }, "kv_heads"},
+      {[](Config& c) { c.kv_heads = 0; }, "kv_heads"},
+      {[](Config& c) { c.kv_heads = 12; }, "kv_heads"},
+      {[](Config& c) { c.vocab = 0; }, "vocab"},
+      {[](Config& c) { c.vocab = INT_MAX; }, "vocab"},
+      {[](Config& c) { c.context = 0; }, "context"},
+      {[](Config& c) { c.context = INT_MAX; }, "context"},
+      {[](Config& c) { c.rows = 0; }, "rows"},
+      {[](Config& c) { c.rows = 5000; }, "rows"},
+      {[](Config& c) { c.norm_eps = 0.0f; }, "norm_eps"},
+      {[](Config& c) { c.norm_eps = NAN; }, "norm_eps"},
+      {[](Config& c) { c.norm_eps = 1.0f; }, "norm_eps"},
+      {[](Config& c) { c.hadamard_block = 8; }, "hadamard_block"},
+      {[](Config& c) { c.hadamard_block = 48; }, "hadamard_block"},
+      {[](Config& c) { c.hadamard_block = 64; }, "hadamard_block"},  // does not divide 96
+      {[](Config& c) { c.hadamard_block = -16; }, "hadamard_block"},
+      {[](Config& c) { c.inverse_frequency.pop_back(); }, "inverse_frequency"},
+      {[](Config& c) { c.inverse_frequency.clear(); }, "inverse_frequency"},
+  };
+  for (const Bad& bad : list) {
+    about("%s", bad.message);
+    Config c = tiny_config();
+    bad.change(c);
+    CHECK_THROWS(Model(c, 1), std::invalid_argument, bad.message);
+  }
+  CHECK_THROWS(Model(tiny_config(), 0), std::invalid_argument, "thread");
+}
+
+TEST(missing_weights) {
+  const TinyModel tiny(Scheme::kInt8);
+  const auto whole = tiny.build(1);
+  Model model(tiny.config(), 1);
+  const int offset = model.kernels().activation_offset;
+  const auto& layers = tiny.layers();
+  Tree tree(nullptr, nullptr, 0);
+  CHECK_THROWS(extend(model, tree, {{{1}, 0, {0}}}), std::invalid_argument, "weight missing: layer 0 q");
+  CHECK(tree.size() == 1);
+  for (int i = 0; i < tiny.config().layers; ++i) {
+    const TinyLayer& l = layers[sz(i)];
+    CHECK_THROWS(model.check_complete(), std::invalid_argument, "weight missing");
+    l.qkv.pack(model.linear(i, "q"), 0, tiny.config().q_size(), offset);
+    CHECK_THROWS(model.check_complete(), std::invalid_argument, " kv");
+    l.qkv.pack(model.linear(i, "kv"), tiny.config().q_size(), 2 * tiny.config().kv_size(), offset);
+    CHECK_THROWS(model.check_complete(), std::invalid_argument, " o");
+    l.o.pack(model.linear(i, "o"), 0, l.o.n, offset);
+    CHECK_THROWS(model.check_complete(), std::invalid_argument, " gate_up");
+    l.gate_up.pack(model.linear(i, "gate_up"), 0, l.gate_up.n, offset);
+    CHECK_THROWS(model.check_complete(), std::invalid_argument, " down");
+    l.down.pack(model.linear(i, "down"), 0, l.down.n, offset);
+  }
+  CHECK_THROWS(model.check_complete(), std::invalid_argument, "embedding");
+  model.set_embedding(tiny.embedding().data());
+  CHECK_THROWS(model.check_complete(), std::invalid_argument, "head");
+  model.set_head(tiny.head().data(), tiny.head_bias().data());
+  model.check_complete();
+  Tree other(nullptr, nullptr, 0);
+  extend(model, tree, {{{1}, 0, {0}}});
+  CHECK(tree.size() == 2);
+  // q and kv read the same prepared rows.
+  const TinyModel bf16(Scheme::kBf16);
+  bf16.layers()[0].qkv.pack(model.linear(0, "q"), 0, tiny.config().q_size(), offset);
+  CHECK_THROWS(model.check_complete(), std::invalid_argument, "both be int8 or both bf16");
+}
+
+TEST(unknown_names) {
+  const TinyModel tiny(Scheme::kInt8);
+  const auto model = tiny.build(1);
+  CHECK_THROWS(model->linear(0, "qkv"), std::invalid_argument, "no linear layer is called qkv");
+  CHECK_THROWS(model->linear(2, "q"), std::invalid_argument, "no layer 2");
+  CHECK_THROWS(model->linear(-1, "q"), std::invalid_argument, "no layer -1");
+  CHECK_THROWS(model->layer(2), std::out_of_range, "");
+}
+
+// Raw batches, as a caller in C++ or through the binding could make them wrong.
+TEST(bad_batches) {
+  const TinyModel tiny(Scheme::kInt8);
+  const Config& c = tiny.config();
+  const auto model = tiny.build(1);
+  Tree tree(nullptr, nullptr, 0);
+  extend(*model, tree, {{{1, 2, 3}, 0, {}}, {{4}, 1, {}}});
+  const std::vector<Segment> good{{{5, 6}, 1, {1}}, {{7}, 3, {0}}};
+  Tree untouched(nullptr, nullptr, 0);
+  extend(*model, untouched, {{{1, 2, 3}, 0, {}}, {{4}, 1, {}}});
+  const auto wanted = extend(*model, untouched, good);
+
+  using Ids = std::vector<int32_t>;
+  struct Bad {
+    Ids ids, offsets, parents, slots;
+    const char* message;
+  };
+  const Bad list[] = {
+      {{1}, {0}, {}, {}, "at least one segment"},
+      {{1, 2}, {1, 2}, {0}, {}, "offsets must start at 0"},
+      {{1, 2}, {-1, 2}, {0}, {}, "offsets must start at 0"},
+      {{1, 2}, {0, 0, 2}, {0, 0}, {}, "segment 0 is empty"},
+      {{1, 2}, {0, 2, 2}, {0, 0}, {}, "segment 1 is empty"},
+      {{1, 2}, {0, 2, 1, 2}, {0, 0, 0}, {}, "segment 1 is empty"},
+      {{1, 2}, {0, 1, INT_MIN, 2}, {0, 0, 0}, {}, "segment 1 is empty"},
+      {{1, 2}, {0, INT_MAX, 2}, {0, 0}, {}, "context"},
+      {{1}, {0, 1}, {-1}, {}, "segment 0: no such parent"},
+      {{1}, {0, 1}, {3}, {}, "segment 0: no such parent"},  // itself
+      {{1, 2}, {0, 1, 2}, {4, 0}, {}, "segment 0: no such parent"},  // a later one
+      {{1, 2}, {0, 1, 2}, {0, INT_MAX}, {}, "segment 1: no such parent"},
+      {{1, c.vocab}, {0, 2}, {0}, {}, "token id 61 is outside"},
+      {{-1, 1}, {0, 2}, {0}, {}, "token id -1 is outside"},
+      {{INT_MIN, 1}, {0, 2}, {0}, {}, "outside the vocabulary"},
+      {{1, 2}, {0, 2}, {0}, {2}, "slots must be increasing"},
+      {{1, 2}, {0, 2}, {0}, {-1}, "slots must be increasing"},
+      {{1, 2}, {0, 2}, {0}, {1, 1}, "slots must be increasing"},
+      {{1, 2}, {0, 2}, {0}, {1, 0}, "slots must be increasing"},
+      {{1, 2}, {0, 2}, {0}, {0, 1, 2}, "slots must be increasing"},
+  };
+  std::vector<float> logits(64, 5.0f);
+  for (const Bad& bad : list) {
+    about("%s", bad.message);
+    const Batch batch{bad.ids.data(),   bad.offsets.data(), bad.parents.data(), static_cast<int>(bad.parents.size()),
+                      bad.slots.data(), static_cast<int>(bad.slots.size())};
+    CHECK_THROWS(model->extend(tree, batch, logits.data(), nullptr), std::exception, bad.message);
+    CHECK(tree.size() == 3);
+  }
+  for (float x : logits) CHECK(x == 5.0f);
+  CHECK(same_bits(extend(*model, tree, good), wanted));
+}
+
+// The context limits a path from the root's first to a leaf's last token; not the tree.
+TEST(paths_longer_than_the_context) {
+  Config config = tiny_config();
+  config.context = 40;
+  const TinyModel tiny(Scheme::kInt8, config);
+  const auto model = tiny.build(1);
+  Random random(71);
+  Tree tree(nullptr, nullptr, 0);
+  extend(*model, tree, {{random_ids(random, 20, config.vocab), 0, {}}});
+  const auto tail = random_ids(random, 21, config.vocab);
+  CHECK_THROWS(extend(*model, tree, {{tail, 1, {20}}}), std::length_error, "41 tokens, but the model's context is 40");
+  const std::vector<int32_t> half(tail.begin(), tail.begin() + 11);
+  CHECK_THROWS(extend(*model, tree, {{half, 1, {}}, {half, 2, {}}}), std::length_error, "42 tokens");
+  CHECK(tree.size() == 2);
+  const std::vector<int32_t> fits(tail.begin(), tail.begin() + 20);
+  for (float x : extend(*model, tree, {{fits, 1, {19}}, {fits, 1, {0}}})) CHECK(std::isfinite(x));
+  CHECK(tree.size() == 4);
+  CHECK_THROWS(extend(*model, tree, {{{1}, 2, {0}}}), std::length_error, "41 tokens");
+  CHECK_THROWS(extend(*model, tree, {{random_ids(random, 41, config.vocab), 0, {}}}), std::length_error, "41 tokens");
+}
+
+TEST(unknown_instruction_set) {
+  setenv("AEGIS_EDGE_ISA", "mmx", 1);
+  CHECK_THROWS(Model(tiny_config(), 1), std::invalid_argument, "AEGIS_EDGE_ISA=mmx is unknown; this build has");
+  CHECK_THROWS(Model(tiny_config(), 1), std::invalid_argument, "scalar");
+  unsetenv("AEGIS_EDGE_ISA");
+  const auto isas = available_isas();
+  CHECK(!isas.empty() && isas.back() == "scalar");
+  CHECK(isas.front() == choose_kernels().name);
+  setenv("AEGIS_EDGE_ISA", "", 1);  // empty: not forced
+  CHECK(isas.front() == choose_kernels().name);
+  unsetenv("AEGIS_EDGE_ISA");
+}
+
+// A child forked while other threads are inside the model is refused at once, although their lock is never released.
+TEST(fork_during_a_pass) {
+  const TinyModel tiny(Scheme::kInt8);
+  const auto model = tiny.build(2);
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    Random random(72);
+    const auto ids = random_ids(random, 100, tiny.config().vocab);
+    while (!stop) {
+      Tree tree(nullptr, nullptr, 0);
+      extend(*model, tree, {{ids, 0, {99}}});
+    }
+  });
+  Tree tree(nullptr, nullptr, 0);
+  extend(*model, tree, {{{1, 2}, 0, {}}});
+  std::fflush(stdout);
+  for (int i = 0; i < 10; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(10);
+      try {
+        extend(*model, tree, {{{3}, 1, {0}}});
+      } catch (const std::runtime_error&) {
+        _exit(0);
+      }
+      _exit(1);
+    }
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  }
+  stop = true;
+  busy.join();
+}
