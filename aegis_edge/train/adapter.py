@@ -1,0 +1,101 @@
+"""The adapter folder: PEFT LoRA in bf16, label rows in fp32, calibration. Written atomically; read back
+to resume or test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from aegis_edge.train.model import PROJECTIONS, LeanLlama
+from aegis_edge.train.prompt import ROWS
+
+FORMAT = 1
+_PREFIX = "base_model.model.model.layers"
+
+
+def _module(projection: str) -> str:
+    return "mlp" if projection in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+
+
+def lora_tensors(model: LeanLlama) -> dict[str, torch.Tensor]:
+    """The LoRA under PEFT's names, bf16."""
+    out = {}
+    for projection in PROJECTIONS:
+        for layer in range(model.layers):
+            name = f"{_PREFIX}.{layer}.{_module(projection)}.{projection}"
+            for letter, stack in (("A", model.lora_a), ("B", model.lora_b)):
+                out[f"{name}.lora_{letter}.weight"] = (
+                    stack[projection][layer].detach().bfloat16().contiguous()
+                )
+    return out
+
+
+def save_adapter(
+    model: LeanLlama,
+    target: Path,
+    base: str,
+    calibration: dict[str, Any],
+    provenance: dict[str, Any],
+    card: str,
+) -> None:
+    """Write the folder beside `target`, then swap it in: a reader sees the old one or the new one, whole."""
+    work = target.with_name(f".{target.name}.{os.getpid()}.new")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": model.rank,
+        "lora_alpha": model.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(PROJECTIONS),
+    }
+    about = {
+        "format": FORMAT,
+        "family": "aegis-edge",
+        "rows": list(ROWS),
+        "calibration": calibration,
+        "base": base,
+        "provenance": provenance,
+    }
+    (work / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (work / "aegis_adapter.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    (work / "README.md").write_text(card, encoding="utf-8")
+    save_file(lora_tensors(model), work / "adapter_model.safetensors", metadata={"format": "pt"})
+    head = {
+        "weight": model.head.detach().float().contiguous(),
+        "bias": model.head_bias.detach().float().contiguous(),
+    }
+    save_file(head, work / "verdict_head.safetensors")
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        target.rename(old)
+    work.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_adapter(model: LeanLlama, folder: Path) -> dict[str, Any]:
+    """Put a saved adapter into the model; returns aegis_adapter.json."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    head = load_file(folder / "verdict_head.safetensors")
+    with torch.no_grad():
+        for projection in PROJECTIONS:
+            for layer in range(model.layers):
+                name = f"{_PREFIX}.{layer}.{_module(projection)}.{projection}"
+                model.lora_a[projection][layer] = tensors[f"{name}.lora_A.weight"].float()
+                model.lora_b[projection][layer] = tensors[f"{name}.lora_B.weight"].float()
+        model.head.copy_(head["weight"])
+        model.head_bias.copy_(head["bias"])
+    about: dict[str, Any] = json.loads((folder / "aegis_adapter.json").read_text(encoding="utf-8"))
+    return about

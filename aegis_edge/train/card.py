@@ -1,0 +1,100 @@
+"""The adapter's model card and the plot of its training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_CARD = """\
+---
+library_name: peft
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+license: apache-2.0
+---
+# aegis-edge-135m
+
+A LoRA (r16, alpha 32, all seven linear layers) with six label rows that makes SmolLM2-135M-Instruct a safety
+classifier after the Aegis 2.0 taxonomy: 12 core and 9 fine-grained categories, Needs Caution and Other. It
+reads a policy, a prompt and perhaps a response, and gives a probability that each is unsafe, and one a
+category. It writes no text.
+
+## How it is read
+`<|im_start|>system` policy `<|im_end|>`, then the user's text, then `<|im_end|>`: the hidden state of that
+one token after the final norm times the rows `prompt_safe` and `prompt_unsafe` of `verdict_head.safetensors`.
+The same after a response. A category is a leaf `<|im_start|>name<|im_end|>` after the last verdict. P =
+sigmoid(margin / temperature + bias).
+
+## Training
+{examples:,} examples in {steps:,} steps and {compute_minutes} minutes of compute on two CPU cores. Label rows
+start from logistic regression on the frozen base, then LoRA and rows move together. In about a fifth of the
+steps the policy is a shuffled subset of the categories and labels follow it. Sources (public, permissively
+licensed, brought to one schema): {sources}. `generated` and `joined` are the project's own: templated
+harmless prompts that look alarming, everyday requests, and longer texts put together from shorter ones. The
+real Aegis 2.0 data set was not at hand: `aegis2_train_xref` and `aegis2_dv_sft` are the flagged rows of it
+that other public sets carry.
+
+## Validation
+Held out from the training sources (surge_toxicity held out whole), calibrated on the same texts:
+
+| slot | n | F1 | AUROC | false positive rate | recall | calibration error |
+|---|---|---|---|---|---|---|
+{table}
+
+Calibration: {calibration}.
+
+## Where it is weak
+- 135M parameters: subtle, indirect or coded harm passes; knowledge is small. English only.
+- Alarming words in harmless use still draw false positives, fewer than without the generated prompts.
+- Trained on texts up to {limit} tokens (responses {response_limit}); longer ones work but were not seen.
+- Thin categories: Manipulation, Illegal Activity, Immoral/Unethical, Copyright/Trademark/Plagiarism, High
+Risk Gov Decision
+  Making, Threat. Their leaves are less sure than the verdict.
+- Response labels come mostly from short dialogues (DiaSafety) and a few jailbreak sets.
+- Comment sources carry annotators' dialect bias. Do not use it alone to act against people.
+"""
+
+
+def card(facts: dict[str, Any], calibration: dict[str, dict[str, float]]) -> str:
+    keys = ("n", "f1", "auroc", "false_positive_rate", "recall", "ece")
+    rows = [
+        f"| {name} | {int(f['n'])} | " + " | ".join(f"{f[k]:.3f}" for k in keys[1:]) + " |"
+        for name, f in facts["validation"].items()
+    ]
+    fitted = "; ".join(
+        f"{k} temperature {c['temperature']:.2f} bias {c['bias']:+.2f}" for k, c in calibration.items()
+    )
+    values = facts | {
+        "sources": ", ".join(f"`{s}`" for s in facts["sources"]),
+        "table": "\n".join(rows),
+        "calibration": fitted,
+        "limit": facts["settings"]["limit"],
+        "response_limit": facts["settings"]["response_limit"],
+    }
+    return _CARD.format(**values)
+
+
+def plot(out: Path) -> None:
+    """Write training.png from log.jsonl: smoothed loss, and validation F1 of each slot kind."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [(r["examples"], r["loss"]) for r in rows if "loss" in r]
+    smooth, mean = [], None
+    for _, loss in losses:
+        mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+        smooth.append(mean)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    left.plot([x for x, _ in losses], smooth)
+    left.set(xlabel="examples", ylabel="training loss (smoothed)")
+    checks = [r for r in rows if "validation" in r]
+    for kind in ("prompt", "response", "category"):
+        points = [(r["examples"], r["validation"][kind]["f1"]) for r in checks if kind in r["validation"]]
+        right.plot([x for x, _ in points], [y for _, y in points], marker="o", label=kind)
+    right.set(xlabel="examples", ylabel="validation F1")
+    right.legend()
+    figure.savefig(out / "training.png", dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,208 @@
+"""Which examples a step trains on: sources in stated shares, policies varied, labels following the policy."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from aegis_edge.data.mapping import ALL_CODES, VAGUE
+from aegis_edge.data.records import DataError, Record
+from aegis_edge.train.packing import Example
+
+# Shares of examples (they need not sum to one; a source's share is split over its rows' label kinds as
+# given). Requests weigh more than comments; templated sets (sap200, gptfuzz, mlc) and noisy ones (davidson,
+# aart, harmfulqa: see the data's README) weigh less than their size; harmless ones are together about half.
+SHARES: dict[str, dict[str, float]] = {
+    "unsafe": {
+        "aegis2_train_xref": 6.0, "aegis2_dv_sft": 1.5, "aart": 2.5, "catqa_en": 1.6, "harmfulqa": 1.5,
+        "adversarialqa": 1.2, "salad_mcq_queries": 3.0, "sap200": 1.5, "figstep_safebench": 0.9,
+        "forbidden_questions": 0.6, "med_safety_train": 1.2, "advbench": 0.1, "trustllm_misuse": 1.8,
+        "surge_toxicity": 1.2, "edos": 2.2, "davidson": 2.5, "hatemoji_train": 2.2,
+        "toxigen_demonstrations": 0.5, "jbb_artifacts": 2.0, "mlc": 5.0, "joined": 2.0,
+    },
+    "safe": {
+        "davidson": 1.0, "hatemoji_train": 2.4, "edos": 2.6, "toxigen_demonstrations": 0.6,
+        "surge_toxicity": 1.2, "mlc": 5.0, "benign_caia_sensitive": 5.0, "benign_coconot_pref": 3.0,
+        "benign_cyberseceval_frr": 2.0, "benign_gpteacher_roleplay": 3.0, "benign_self_instruct": 1.2,
+        "benign_gsm8k_train": 1.5, "generated": 12.0, "joined": 2.0,
+    },
+    "response_unsafe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
+    "response_safe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
+}  # fmt: skip
+# Whether these sources call a text unsafe follows policies of advice or campaigning few share: not trained as
+# verdicts.
+DOUBTFUL: frozenset[str] = frozenset(
+    {"Legal Opinion", "Financial Advice", "Health Consultation", "Political Lobbying"}
+    | {"Tailored Financial Advice", "Political Campaigning"}
+)
+KEEP_HARMLESS_RESPONSE = 0.25  # of harmless pairs; the rest trains the prompt alone, which is much cheaper
+POLICY_VARIED = 0.22  # of steps
+LEAVES_UNSAFE, LEAVES_SAFE = 0.5, 0.1  # of examples with known categories
+
+
+def family_of(source: str) -> str:
+    return "mlc" if source.startswith("mlc_") else source
+
+
+def bucket_of(record: Record) -> str | None:
+    """unsafe, safe, response_unsafe, response_safe; None for rows not trained on."""
+    label = record.raw_category
+    if any(str(x) in DOUBTFUL for x in (label if isinstance(label, list) else [label])):
+        return None
+    if record.unsafe is not None:
+        return "unsafe" if record.unsafe else "safe"
+    if record.response_unsafe is not None:
+        return "response_unsafe" if record.response_unsafe else "response_safe"
+    return None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Codes in the order written in the root; `full` where it is the default policy."""
+
+    codes: tuple[str, ...]
+    full: bool
+
+
+DEFAULT_POLICY = Policy(ALL_CODES, True)
+
+
+def draw_policy(rng: random.Random) -> Policy:
+    """Mostly the default; else a shuffled subset without most vague categories, so that labels can flip
+    with certainty.
+    """
+    if rng.random() >= POLICY_VARIED:
+        return DEFAULT_POLICY
+    codes = [c for c in ALL_CODES if c not in VAGUE or rng.random() < 0.1]
+    rng.shuffle(codes)
+    return Policy(tuple(codes[: rng.randint(2, len(codes) - 1)]), False)
+
+
+def under(policy: Policy, record: Record, unsafe: bool | None) -> bool | None:
+    """The label under a policy: unsafe if a certain category is in it, safe if no possible one is, else
+    unknown.
+    """
+    if not unsafe or policy.full:
+        return unsafe
+    codes = set(policy.codes)
+    if record.categories.certain & codes:
+        return True
+    return None if record.categories.possible & codes else False
+
+
+def to_example(record: Record, policy: Policy, rng: random.Random) -> Example | None:
+    """One draw of an example from a record; None where nothing is certain under the policy."""
+    unsafe = under(policy, record, record.unsafe)
+    response, response_unsafe = record.response, under(policy, record, record.response_unsafe)
+    harmless = record.unsafe is False and not record.response_unsafe
+    if response is not None and record.unsafe is not None and not record.response_unsafe:
+        keep = KEEP_HARMLESS_RESPONSE if harmless else 0.6
+        if rng.random() >= keep:
+            response, response_unsafe = None, None
+    if unsafe is None and response_unsafe is None:
+        return None
+    leaves: list[tuple[str, bool]] = []
+    any_unsafe = bool(record.unsafe) or bool(record.response_unsafe)
+    # After a harmless answer to a harmful prompt the leaves' meaning is disputed: leave them out.
+    disputed = response is not None and bool(record.unsafe) and not record.response_unsafe
+    known = record.categories.certain or (any_unsafe and len(record.categories.possible) < len(ALL_CODES))
+    if any_unsafe and known and not disputed and rng.random() < LEAVES_UNSAFE:
+        sure = sorted(record.categories.certain & set(policy.codes))
+        negatives = [c for c in policy.codes if c not in record.categories.possible]
+        leaves = [(c, True) for c in rng.sample(sure, min(2, len(sure)))]
+        leaves += [(c, False) for c in rng.sample(negatives, min(2, len(negatives)))]
+    elif harmless and rng.random() < LEAVES_SAFE:
+        leaves = [(rng.choice(policy.codes), False)]
+    rng.shuffle(leaves)
+    return Example(record.prompt, response, unsafe, response_unsafe, tuple(leaves), record.source)
+
+
+class Sampler:
+    """Draws examples in SHARES; every pool is walked in shuffled passes. `state` is all there is to
+    resume.
+    """
+
+    def __init__(self, records: Sequence[Record], seed: int = 0) -> None:
+        self._pools: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        for record in records:
+            bucket = bucket_of(record)
+            if bucket and family_of(record.source) in SHARES[bucket]:
+                self._pools[bucket, family_of(record.source)].append(record)
+            elif bucket and not any(family_of(record.source) in s for s in SHARES.values()):
+                self._pools[bucket, "own"].append(record)  # the user's own files, in a share below
+        self._keys = sorted(self._pools)
+        shares = [SHARES[b].get(s, 10.0) for b, s in self._keys]
+        self._weights = shares
+        self._seed = seed
+        self.state: dict[str, int] = {}
+        self._orders: dict[tuple[str, str, int], list[int]] = {}
+        if not self._keys:
+            raise DataError("no rows to draw from", hint="rows need a `prompt_label` or `response_label`")
+
+    def _next(self, key: tuple[str, str]) -> Record:
+        name = "/".join(key)
+        drawn = self.state.get(name, 0)
+        self.state[name] = drawn + 1
+        pool = self._pools[key]
+        turn, place = divmod(drawn, len(pool))
+        if (*key, turn) not in self._orders:
+            order = list(range(len(pool)))
+            random.Random(f"{self._seed}/{name}/{turn}").shuffle(order)
+            self._orders = {k: v for k, v in self._orders.items() if k[:2] != key} | {(*key, turn): order}
+        return pool[self._orders[*key, turn][place]]
+
+    def step(self, number: int, count: int, vary: bool = True) -> tuple[Policy, list[Example]]:
+        """The examples of optimiser step `number`: a function of seed, number and `state` only."""
+        rng = random.Random(f"{self._seed}/step/{number}")
+        policy = draw_policy(rng) if vary else DEFAULT_POLICY
+        out: list[Example] = []
+        while len(out) < count:
+            record = self._next(rng.choices(self._keys, self._weights)[0])
+            example = to_example(record, policy, rng)
+            if example is not None:
+                out.append(example)
+        return policy, out
+
+
+def joined(records: Sequence[Record], count: int, seed: int) -> list[Record]:
+    """Longer texts from two or three prompts: harmless ones joined, and as many with one harmful part.
+
+    Long texts are rare in the sources; without them length itself becomes a sign of harm.
+    """
+    rng = random.Random(seed)
+    safe = [r for r in records if r.unsafe is False and len(r.prompt) < 400]
+    unsafe = [r for r in records if r.unsafe and len(r.prompt) < 400 and bucket_of(r)]
+    if not safe or not unsafe:
+        return []
+    out = []
+    for number in range(count):
+        parts = rng.sample(safe, min(len(safe), rng.randint(2, 3)))
+        culprit = rng.choice(unsafe) if number % 2 else None
+        texts = [p.prompt for p in parts] + [
+            p.response for p in parts[:1] if p.response and rng.random() < 0.5
+        ]
+        if culprit:
+            texts[rng.randrange(len(texts))] = culprit.prompt
+        text = rng.choice((" ", "\n", "\n\n")).join(texts)
+        about = replace(
+            culprit or parts[0], prompt=text, response=None, response_unsafe=None, source="joined"
+        )
+        out.append(about)
+    return out
+
+
+def split(
+    records: Iterable[Record], held_out: dict[str, float], share: float, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """(train, validation): `share` of every source, or `held_out[source]` of it, drawn by a hash of the
+    prompt.
+
+    Hashing the prompt keeps all rows of one prompt on one side.
+    """
+    train, validation = [], []
+    for record in records:
+        lucky = random.Random(f"{seed}/{record.prompt}").random() < held_out.get(record.source, share)
+        (validation if lucky else train).append(record)
+    return train, validation
