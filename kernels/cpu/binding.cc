@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 
+#include "model/gemm_speed.h"
 #include "model/model.h"
 #include "runtime/dispatch.h"
 #include "runtime/peaks.h"
@@ -237,6 +238,13 @@ NB_MODULE(_native, m) {
   m.def("int8_peak", [](int threads, double seconds) { return measure_int8_peak(choose_kernels(), threads, seconds); },
         "threads"_a, "seconds"_a = 0.3, nb::call_guard<nb::gil_scoped_release>(),
         "Register-only int8 dot products: operations a second (2 a multiply-add).");
+  m.def("gemm_speed",
+        [](int rows, int n, int k, int threads, int copies, int rounds) {
+          const GemmSpeed s = measure_gemm(choose_kernels(), rows, n, k, threads, copies, rounds);
+          return std::tuple{s.gemm, s.peak};
+        },
+        "rows"_a, "n"_a, "k"_a, "threads"_a, "copies"_a = 1, "rounds"_a = 50, nb::call_guard<nb::gil_scoped_release>(),
+        "A W8A8 GEMM [rows, k] x [n, k] and, in turn with it, the register-only peak: operations a second, best rounds.");
   m.def("read_bandwidth", &measure_read_bandwidth, "threads"_a, "megabytes"_a = 64, "seconds"_a = 0.3,
         nb::call_guard<nb::gil_scoped_release>(), "Memory read speed in bytes a second.");
 
