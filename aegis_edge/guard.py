@@ -86,8 +86,11 @@ class Guard:
         """
         from aegis_edge.artifact import Artifact
 
+        if scorer not in ("cpu", "reference"):
+            raise ScorerError(f"unknown scorer {scorer!r}", hint="scorers: cpu, reference")
         artifact = Artifact.open(_default_guard() if path is None else path)
-        return cls.from_artifact(artifact, _make_scorer(scorer, artifact, threads), policy)
+        engine = _reference(artifact) if scorer == "reference" else _cpu(artifact, threads)
+        return cls.from_artifact(artifact, engine, policy)
 
     @classmethod
     def from_artifact(cls, artifact: Artifact, scorer: Scorer, policy: Policy | None = None) -> Guard:
@@ -200,22 +203,22 @@ def _default_guard() -> Path:
     return path
 
 
-def _make_scorer(name: str, artifact: Artifact, threads: int | None) -> Scorer:
-    if name == "cpu":
-        from aegis_edge.scoring.cpu import CpuScorer
+def _cpu(artifact: Artifact, threads: int | None) -> Scorer:
+    from aegis_edge.scoring.cpu import CpuScorer
 
-        root = np.array(artifact.manifest["family"]["plan"]["root_ids"], np.int32)
-        return CpuScorer(artifact, root, artifact.policy_kv(), threads)
-    if name == "reference":
-        try:
-            from aegis_edge.scoring.reference import ReferenceScorer
-        except ModuleNotFoundError as error:
-            raise ScorerError(
-                f"the reference scorer needs {error.name}, which is not installed",
-                hint="pip install 'aegis-edge[export]'",
-            ) from error
-        return ReferenceScorer.from_artifact(artifact)
-    raise ScorerError(f"unknown scorer {name!r}", hint="scorers: cpu, reference")
+    root = np.array(Plan.from_json(artifact.manifest["family"]["plan"]).root, np.int32)
+    return CpuScorer(artifact, root, artifact.policy_kv(), threads)
+
+
+def _reference(artifact: Artifact) -> Scorer:
+    try:
+        from aegis_edge.scoring.reference import ReferenceScorer
+    except ModuleNotFoundError as error:
+        raise ScorerError(
+            f"the reference scorer needs {error.name}, which is not installed",
+            hint="pip install 'aegis-edge[export]'",
+        ) from error
+    return ReferenceScorer.from_artifact(artifact)
 
 
 def _chunks(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:

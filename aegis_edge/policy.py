@@ -115,7 +115,7 @@ class Policy:
             raise _Located(f"a policy has 1 to {MAX_CATEGORIES} categories, not {count}", "categories")
         seen: dict[str, int] = {}
         for index, category in enumerate(self.categories):
-            for name in {category.name, category.code or category.name}:
+            for name in (category.name, category.code or category.name):
                 first = seen.setdefault(taxonomy.fold(name) or name, index)
                 if first != index:
                     raise _Located(

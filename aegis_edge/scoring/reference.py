@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from aegis_edge.errors import ScorerError
+from aegis_edge.families.plan import Plan
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
 from aegis_edge.scoring.dequantise import decoder_of
 
@@ -81,7 +82,7 @@ class ReferenceScorer:
     ) -> ReferenceScorer:
         """From an artefact: its weights as they are stored, in floating point; activations not quantised."""
         weight, bias = (torch.from_numpy(artifact.tensor(f"head.{part}")) for part in ("weight", "bias"))
-        root = artifact.manifest["family"]["plan"]["root_ids"]
+        root = Plan.from_json(artifact.manifest["family"]["plan"]).root
         decoder = _in_dtype(decoder_of(artifact), dtype)
         return cls(decoder, weight, bias, root, cache_root=cache_root)
 
