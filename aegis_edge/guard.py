@@ -88,7 +88,7 @@ class Guard:
 
         if scorer not in ("cpu", "reference"):
             raise ScorerError(f"unknown scorer {scorer!r}", hint="scorers: cpu, reference")
-        artifact = Artifact.open(_default_guard() if path is None else path)
+        artifact = Artifact.open(find_guard() if path is None else path)
         engine = _reference(artifact) if scorer == "reference" else _cpu(artifact, threads)
         return cls.from_artifact(artifact, engine, policy)
 
@@ -178,8 +178,8 @@ class Guard:
         self._idle.append(tree)
 
 
-def default_guard_path() -> Path:
-    """The default guard's folder: aegis-edge/guard in $XDG_CACHE_HOME, else in the platform's cache."""
+def cache_folder() -> Path:
+    """This package's folder in the user's cache: in $XDG_CACHE_HOME, else where the platform keeps caches."""
     xdg = os.environ.get("XDG_CACHE_HOME")
     if xdg:
         cache = Path(xdg)
@@ -189,10 +189,17 @@ def default_guard_path() -> Path:
         cache = Path.home() / "Library" / "Caches"
     else:
         cache = Path.home() / ".cache"
-    return cache / "aegis-edge" / "guard"
+    return cache / "aegis-edge"
 
 
-def _default_guard() -> Path:
+def default_guard_path() -> Path:
+    """Where the default guard is looked for when $AEGIS_EDGE_GUARD names no other."""
+    return cache_folder() / "guard"
+
+
+def find_guard() -> Path:
+    """The guard in use when none is named: $AEGIS_EDGE_GUARD, else the default one. Raises AegisError where
+    there is none."""
     named = os.environ.get("AEGIS_EDGE_GUARD")
     path = Path(named) if named else default_guard_path()
     if not path.is_dir():
