@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from aegis_edge.export.write import save_manifest, save_tensors
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaModel
 
+from aegis_edge.export.write import save_manifest, save_tensors
 from aegis_edge.families import Plan
 from aegis_edge.policy import Policy
 
