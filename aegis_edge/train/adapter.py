@@ -78,6 +78,8 @@ def save_adapter(
         "bias": model.head_bias.detach().float().contiguous(),
     }
     save_file(head, work / "verdict_head.safetensors")
+    for file in work.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone; an adapter is shipped
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
         target.rename(old)

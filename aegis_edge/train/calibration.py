@@ -5,7 +5,7 @@ validation margins.
 from __future__ import annotations
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
 KINDS: tuple[str, ...] = ("prompt", "response", "category")
 IDENTITY = {"temperature": 1.0, "bias": 0.0}

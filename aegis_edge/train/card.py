@@ -45,7 +45,7 @@ Calibration: {calibration}.
 
 ## Where it is weak
 - 135M parameters: subtle, indirect or coded harm passes; knowledge is small. English only.
-- Alarming words in harmless use still draw false positives, fewer than without the generated prompts.
+- Alarming words in harmless use still draw false positives.
 - Trained on texts up to {limit} tokens (responses {response_limit}); longer ones work but were not seen.
 - Thin categories: Manipulation, Illegal Activity, Immoral/Unethical, Copyright/Trademark/Plagiarism, High
 Risk Gov Decision

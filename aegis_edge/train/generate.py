@@ -64,7 +64,9 @@ def generate(count: int, seed: int = 0, held_out: Iterable[str] = ()) -> list[tu
     banned: set[tuple[str, ...]] = set()
     for text in held_out:
         banned |= five_grams(text)
-    kinds, seen, out = sorted(TEMPLATES), set(), []
+    kinds = sorted(TEMPLATES)
+    seen: set[str] = set()
+    out: list[tuple[str, str]] = []
     for attempt in range(count * 6):
         if len(out) == count:
             break

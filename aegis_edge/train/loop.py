@@ -277,7 +277,8 @@ class Run:
             mine = kinds == number
             if mine.any():
                 p = calibration.apply(margins[mine], self.calibration[name])
-                figures[name] = {k: round(float(v), 4) for k, v in report(p, labels[mine]).items()}
+                found: dict[str, Any] = dict(report(p, labels[mine]))
+                figures[name] = {k: round(float(v), 4) for k, v in found.items()}
         self.figures = figures
         return figures
 
@@ -362,7 +363,8 @@ def run(settings: Settings) -> Path:
             state.save()
         if settings.snapshot:
             state.export(settings.snapshot)
-        task = progress.add_task("training", total=1.0, completed=state.done())
+        task = progress.add_task("training", total=1.0)
+        progress.update(task, completed=state.done())
         saved = validated = state.minutes
         losses: deque[float] = deque(maxlen=100)
         while state.done() < 1.0:

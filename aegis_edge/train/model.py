@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -169,14 +169,14 @@ class LeanLlama(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        config = base.config
+        config: Any = base.config
         if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
             raise ValueError("training supports Llama layers without biases")
-        self.layers = config.num_hidden_layers
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.eps = config.rms_norm_eps
+        self.layers = int(config.num_hidden_layers)
+        self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(config.num_key_value_heads)
+        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // self.heads)
+        self.eps = float(config.rms_norm_eps)
         self.theta = float(config.rope_parameters["rope_theta"])
         self.rank, self.alpha, self.dtype = rank, alpha, dtype
         self.embed = base.model.embed_tokens.weight.detach().to(dtype)
@@ -203,11 +203,10 @@ class LeanLlama(nn.Module):
         hidden = config.hidden_size
         self.head = nn.Parameter(torch.zeros(rows, hidden))
         self.head_bias = nn.Parameter(torch.zeros(rows))
-        options = {"dynamic": True} if compiled else {"disable": True}
-        self._norm = torch.compile(rms_norm, **options)
-        self._swiglu = torch.compile(swiglu, **options)
-        self._rotate = torch.compile(rotate, **options)
-        self._score_gradient = torch.compile(score_gradient, **options)
+        self._norm = torch.compile(rms_norm, dynamic=True, disable=not compiled)
+        self._swiglu = torch.compile(swiglu, dynamic=True, disable=not compiled)
+        self._rotate = torch.compile(rotate, dynamic=True, disable=not compiled)
+        self._score_gradient = torch.compile(score_gradient, dynamic=True, disable=not compiled)
 
     def _adapters(self) -> list[dict[str, Pair]]:
         """Per layer and stack: A [ranks, in] and block-diagonal B [out, ranks], scaled, in the compute

@@ -201,7 +201,8 @@ def split(
 
     Hashing the prompt keeps all rows of one prompt on one side.
     """
-    train, validation = [], []
+    train: list[Record] = []
+    validation: list[Record] = []
     for record in records:
         lucky = random.Random(f"{seed}/{record.prompt}").random() < held_out.get(record.source, share)
         (validation if lucky else train).append(record)
