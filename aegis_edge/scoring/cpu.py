@@ -1,8 +1,10 @@
-"""The compiled runtime as a scorer: weights of an artefact handed to C++ tensor by tensor, and trees over its policy."""
+"""The compiled runtime as a scorer: an artefact's weights handed to C++ tensor by tensor, trees over its policy."""
 
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -14,6 +16,8 @@ from aegis_edge.errors import ArtifactError, ScorerError
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
 
 LINEARS = ("qkv", "o", "gate_up", "down")
+ROOTS_KEPT = 8  # custom policies; one of 150 tokens takes 3.5 MB of the 135M model
+RootKv = tuple[np.ndarray, np.ndarray]
 
 
 class Weights(Protocol):
@@ -29,8 +33,9 @@ class Weights(Protocol):
 def inverse_frequencies(model: Mapping[str, Any]) -> np.ndarray:
     """Rotary frequencies, float32 [head_dim / 2], of `rope_theta` and `rope_scaling` (linear and llama3).
 
-    llama3: frequencies whose wavelength 2 pi / f exceeds original / low_freq_factor are divided by `factor`, those below
-    original / high_freq_factor stay, and between them the two are blended (Llama 3.1, transformers' `rope_type: llama3`).
+    llama3: frequencies whose wavelength 2 pi / f exceeds original / low_freq_factor are divided by `factor`,
+    those below original / high_freq_factor stay, and between them the two are blended (Llama 3.1,
+    transformers' `rope_type: llama3`).
     """
     dims = np.arange(0, model["head_dim"], 2, dtype=np.float32) / np.float32(model["head_dim"])
     frequency = (1.0 / np.power(np.float32(model["rope_theta"]), dims)).astype(np.float32)
@@ -49,11 +54,14 @@ def inverse_frequencies(model: Mapping[str, Any]) -> np.ndarray:
 
 
 def load_model(weights: Weights, threads: int) -> _native.Model:
-    """Pack an artefact's weights for this CPU, a layer a thread: at most one tensor a thread stands in memory beside them."""
+    """Pack an artefact's weights for this CPU, a layer a thread: one tensor a thread stands beside them at most."""
     manifest = weights.manifest
     shape, names = manifest["model"], set(weights.tensor_names())
     model = _native.Model(
-        **{key: shape[key] for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab")},
+        **{
+            key: shape[key]
+            for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab")
+        },
         context=shape["context"],
         rows=len(manifest["head"]["rows"]),
         norm_eps=shape["norm_eps"],
@@ -85,7 +93,9 @@ def _set_linear(model: _native.Model, weights: Weights, names: set[str], layer: 
     prefix = f"layers.{layer}.{name}"
     weight = weights.tensor(f"{prefix}.weight")
     if f"{prefix}.group_scale" in names:
-        model.set_int4(layer, name, weight, weights.tensor(f"{prefix}.group_scale"), weights.tensor(f"{prefix}.scale"))
+        model.set_int4(
+            layer, name, weight, weights.tensor(f"{prefix}.group_scale"), weights.tensor(f"{prefix}.scale")
+        )
     elif weight.dtype == np.int8:
         model.set_int8(layer, name, weight, weights.tensor(f"{prefix}.scale"))
     else:
@@ -97,8 +107,8 @@ def _set_linear(model: _native.Model, weights: Weights, names: set[str], layer: 
 class CpuScorer:
     """An artefact's guard in the compiled runtime.
 
-    root     int32 [P]: the policy's ids. Its KV comes from the artefact where `policy_kv` is given
-             (k bf16 [L, Hkv, ceil(P/16), d/2, 16, 2], v bf16 [L, Hkv, ceil(P/2), d, 2], as uint16), else it is computed.
+    root     int32 [P]: the policy's ids. Its KV comes from the artefact where `policy_kv` is given (bf16 as uint16:
+             k [L, Hkv, ceil(P/16), d/2, 16, 2], v [L, Hkv, ceil(P/2), d, 2]), else it is computed.
     threads  of the team that every check uses; None: all this process may use.
     Safe to use from several threads: passes queue up for the team. The GIL is released while one runs.
     """
@@ -109,7 +119,7 @@ class CpuScorer:
         self,
         weights: Weights,
         root: IdArray,
-        policy_kv: tuple[np.ndarray, np.ndarray] | None = None,
+        policy_kv: RootKv | None = None,
         threads: int | None = None,
     ) -> None:
         self.manifest = weights.manifest
@@ -120,6 +130,8 @@ class CpuScorer:
             raise ScorerError(str(error)) from error
         self.isa: str = self.model.isa
         self.root = np.ascontiguousarray(root, np.int32)
+        self._lock = threading.Lock()
+        self._roots: OrderedDict[bytes, RootKv] = OrderedDict()
         self._root_kv = policy_kv if policy_kv is not None else self._compute_root(self.root)
 
     @property
@@ -137,14 +149,27 @@ class CpuScorer:
     def tree(self, root: IdArray | None = None) -> CpuTree:
         if root is None:
             return CpuTree(self, self.root, self._root_kv)
-        shape = TreeShape(root, self.context, self.vocab)
-        return CpuTree(self, root, self._compute_root(root), shape)
+        return CpuTree(self, root, self._cached_root(root))
 
-    def root_kv(self) -> tuple[np.ndarray, np.ndarray]:
+    def _cached_root(self, root: IdArray) -> RootKv:
+        """A custom policy's KV, computed on first use; the latest few are kept."""
+        key = root.tobytes()
+        with self._lock:
+            if key in self._roots:
+                self._roots.move_to_end(key)
+                return self._roots[key]
+        kv = self._compute_root(root)
+        with self._lock:
+            self._roots[key] = kv
+            while len(self._roots) > ROOTS_KEPT:
+                self._roots.popitem(last=False)
+        return kv
+
+    def root_kv(self) -> RootKv:
         """The policy's keys and values, as `policy.safetensors` stores them."""
         return self._root_kv
 
-    def _compute_root(self, root: IdArray) -> tuple[np.ndarray, np.ndarray]:
+    def _compute_root(self, root: IdArray) -> RootKv:
         TreeShape(root, self.context, self.vocab)
         keys, values = self.model.compute_root(np.ascontiguousarray(root, np.int32))
         return keys, values
@@ -153,10 +178,8 @@ class CpuScorer:
 class CpuTree:
     """A token tree in the compiled runtime."""
 
-    def __init__(
-        self, scorer: CpuScorer, root: IdArray, kv: tuple[np.ndarray, np.ndarray], shape: TreeShape | None = None
-    ) -> None:
-        self._shape = shape or TreeShape(root, scorer.context, scorer.vocab)
+    def __init__(self, scorer: CpuScorer, root: IdArray, kv: RootKv) -> None:
+        self._shape = TreeShape(root, scorer.context, scorer.vocab)
         self._tree = _native.Tree(scorer.model, *kv, len(root))
 
     def extend(self, segments: Sequence[Segment]) -> LogitArray:
@@ -167,7 +190,8 @@ class CpuTree:
         np.cumsum(lengths, out=offsets[1:])
         parents = np.array([s.parent for s in segments], np.int32)
         slots = np.array(
-            [start + slot for start, s in zip(offsets.tolist(), segments, strict=False) for slot in s.slots], np.int32
+            [start + slot for start, s in zip(offsets.tolist(), segments, strict=False) for slot in s.slots],
+            np.int32,
         )
         order = None
         if len(slots) > 1 and not (np.diff(slots) > 0).all():  # a segment may name its slots in any order
