@@ -1,0 +1,74 @@
+"""Rotations that spread outliers before quantisation, folded into the weights so that they cost nothing at
+run time.
+
+RMSNorm without a weight commutes with every orthogonal matrix, so once the norm weights are folded into the
+matrices behind them, the residual stream may live in any basis: a random one has no outlier channels (QuaRot,
+arXiv 2404.00456). V and the attention output agree on a basis a head. Only the input of `down` lies behind a
+non-linearity: its Hadamard transform runs at run time, and its inverse is folded into `down` here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aegis_edge.export.trunk import Dense, Trunk, hadamard
+
+
+def fold_norms(trunk: Trunk) -> None:
+    """Multiply every norm weight into the columns of the matrices behind it; logits do not change."""
+    for layer in trunk.layers:
+        for projection, norm in ((layer.qkv, layer.input_norm), (layer.gate_up, layer.post_norm)):
+            if norm is not None:
+                assert isinstance(projection, Dense)
+                projection.weight *= norm
+        layer.input_norm = layer.post_norm = None
+    if trunk.final_norm is not None:
+        trunk.head_weight *= trunk.final_norm
+        trunk.final_norm = None
+
+
+def rotate(trunk: Trunk, seed: int) -> None:
+    """Rotate a trunk whose norms are folded; label logits stay the same up to fp32 rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    dims = trunk.dims
+    basis = random_orthogonal(dims.hidden, generator)
+    trunk.embed = trunk.embed @ basis
+    trunk.head_weight = trunk.head_weight @ basis
+    trunk.hadamard_block = hadamard_block(dims.intermediate)
+    values = dims.kv_heads * dims.head_dim
+    group = dims.heads // dims.kv_heads
+    for layer in trunk.layers:
+        qkv, o, gate_up, down = layer.qkv, layer.o, layer.gate_up, layer.down
+        assert (
+            isinstance(qkv, Dense)
+            and isinstance(o, Dense)
+            and isinstance(gate_up, Dense)
+            and isinstance(down, Dense)
+        )
+        turns = torch.stack([random_orthogonal(dims.head_dim, generator) for _ in range(dims.kv_heads)])
+        v = qkv.weight[-values:].reshape(dims.kv_heads, dims.head_dim, -1)
+        qkv.weight[-values:] = (turns.transpose(1, 2) @ v).reshape(values, -1)
+        if qkv.bias is not None:
+            bias = qkv.bias[-values:].reshape(dims.kv_heads, dims.head_dim, 1)
+            qkv.bias[-values:] = (turns.transpose(1, 2) @ bias).reshape(values)
+        heads = o.weight.reshape(dims.hidden, dims.heads, dims.head_dim).transpose(0, 1)
+        heads = heads @ turns.repeat_interleave(group, dim=0)
+        o.weight = heads.transpose(0, 1).reshape(dims.hidden, -1)
+        qkv.weight = qkv.weight @ basis
+        gate_up.weight = gate_up.weight @ basis
+        o.weight = basis.T @ o.weight
+        down.weight = basis.T @ hadamard(down.weight, trunk.hadamard_block)
+
+
+def random_orthogonal(n: int, generator: torch.Generator) -> Tensor:
+    """A random orthogonal matrix, fp32 [n, n]: QR in fp64 of a Gaussian matrix, signs fixed so that it is
+    Haar-distributed."""
+    q, r = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+    return (q * r.diagonal().sign()).float()
+
+
+def hadamard_block(intermediate: int) -> int:
+    """Largest power of two up to 512 that divides the MLP width; 0 below 16, which spreads too little."""
+    block = min(intermediate & -intermediate, 512)
+    return block if block >= 16 else 0

@@ -1,0 +1,127 @@
+"""Quantise a trunk layer by layer, and tell how far it has moved from its parent.
+
+Every projection is quantised looking at what it sees in the model quantised so far, and compared with what
+the parent has there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from aegis_edge.export import gptq
+from aegis_edge.export.quantise import (
+    GROUP,
+    NIBBLE_MAX,
+    Bf16,
+    Int4,
+    Int8,
+    as_seen,
+    int4_scales,
+    int8_scale,
+)
+from aegis_edge.export.trunk import PROJECTIONS, Dense, Projection, Stream, Text, Trunk
+
+SCHEMES = ("w8a8", "w4a8", "bf16")
+_DAMPING = 0.01
+# How much a token's error counts when a matrix is rounded. Every conversation attends to the policy, and to
+# its first token most of all (an attention sink: without its weight, rounding it alone moves margins more
+# than all other tokens together).
+_SINK_WEIGHT, _ROOT_WEIGHT = 1000.0, 10.0
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far a guard moved from its parent on some text. slots: verdicts compared; flips: share whose sign
+    changed; far_flips: those where the parent's probability lies outside 0.3 to 0.7; margin_error: mean
+    |margin - parent's|; margin_std: of the parent's margins."""
+
+    slots: int
+    flips: float
+    far_flips: int
+    margin_error: float
+    margin_std: float
+
+    @property
+    def relative_error(self) -> float:
+        """Mean margin error as a share of the margins' standard deviation."""
+        return self.margin_error / self.margin_std if self.margin_std else 0.0
+
+
+def margins(logits: Tensor, pairs: Tensor) -> Tensor:
+    """Unsafe minus safe at every slot: logits [S, R], pairs [S, 2] of row numbers (safe, unsafe) -> [S]."""
+    return (logits.gather(1, pairs[:, 1:]) - logits.gather(1, pairs[:, :1])).squeeze(1)
+
+
+def fidelity(parent: Tensor, guard: Tensor) -> Fidelity:
+    """Compare two lists of margins [S] of the same slots."""
+    flipped = (parent > 0) != (guard > 0)
+    probability = torch.sigmoid(parent)
+    is_far = (probability < 0.3) | (probability > 0.7)
+    return Fidelity(
+        slots=len(parent),
+        flips=flipped.float().mean().item(),
+        far_flips=int((flipped & is_far).sum()),
+        margin_error=(guard - parent).abs().mean().item(),
+        margin_std=parent.std(correction=0).item(),
+    )
+
+
+def quantise_trunk(
+    trunk: Trunk, text: Text, scheme: str, report: Report = lambda name: None
+) -> tuple[Trunk, dict[str, float], Tensor, Tensor]:
+    """Quantise every projection of `trunk` (folded and rotated already, unless bf16), calibrated on `text`.
+
+    Returns the quantised trunk, each projection's relative error (|y - y_parent| / |y_parent| over the text,
+    by "layers.i.name"), and the label logits of parent and quantised model at the text's slots. `report` is
+    called after every projection.
+    """
+    guard = replace(trunk, embed=trunk.embed.bfloat16().float(), layers=[])
+    parent_run, guard_run = Stream(trunk, text), Stream(guard, text)
+    weights = token_weights(text)
+    errors: dict[str, float] = {}
+    for i, layer in enumerate(trunk.layers):
+        quantised = replace(layer)
+        guard.layers.append(quantised)
+        for name in PROJECTIONS:
+            dense = getattr(layer, name)
+            wanted, seen = parent_run.inputs(layer, name), guard_run.inputs(quantised, name)
+            projection = quantise(dense, wanted, seen, weights, scheme)
+            setattr(quantised, name, projection)
+            target, given = dense(wanted), projection(seen)
+            errors[f"layers.{i}.{name}"] = ((given - target).norm() / target.norm()).item()
+            parent_run.apply(name, target)
+            guard_run.apply(name, given)
+            report(name)
+    return guard, errors, parent_run.logits(), guard_run.logits()
+
+
+def token_weights(text: Text) -> Tensor:
+    """How much each token counts in rounding, [T, 1]."""
+    weights = torch.ones(len(text.ids), 1)
+    weights[: text.root] = _ROOT_WEIGHT
+    weights[0] = _SINK_WEIGHT
+    return weights
+
+
+def quantise(dense: Dense, wanted: Tensor, seen: Tensor, weights: Tensor, scheme: str) -> Projection:
+    """One projection in `scheme`; wanted: its inputs in the parent, seen: in the model quantised so far, both
+    [T, K]."""
+    if scheme == "bf16":
+        return Bf16(dense.weight.bfloat16(), dense.bias)
+    seen = as_seen(seen)
+    weighted = seen * weights
+    moments = gptq.second_moments(seen, weighted, _DAMPING)
+    weight = gptq.correct(dense.weight, wanted - seen, weighted, moments)
+    if scheme == "w8a8":
+        scale = int8_scale(weight)
+        return Int8(gptq.solve(weight, moments, lambda k: scale, 127), scale, dense.bias)
+    group_scale, scale = int4_scales(weight, moments.diagonal())
+    steps = (group_scale * scale[:, None]).T.contiguous()
+    nibbles = gptq.solve(weight, moments, lambda k: steps[k // GROUP], NIBBLE_MAX)
+    return Int4(nibbles, group_scale, scale, dense.bias)
