@@ -109,3 +109,70 @@ def doctor(
     from aegis_edge.cli import doctor as command
 
     command.doctor(threads, as_json=json)
+
+
+@app.command()
+def bench(
+    guard: GuardFolder = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The guard's base model (else what the guard says of itself)."),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", help="The guard's adapter (else what the guard says of itself)."),
+    ] = None,
+    scorers: Annotated[
+        str, typer.Option("--scorers", metavar="A,B", help="Scorers and peers, or single variants of them.")
+    ] = "cpu,reference",
+    lengths: Annotated[
+        str, typer.Option("--lengths", metavar="N,N", help="Prompt lengths in tokens.")
+    ] = "16,32,64,128,256,512",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each scorer a scenario.")] = 10,
+    threads: Threads = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="F.jsonl", help="Compare verdicts on these instead of generated prompts."
+        ),
+    ] = None,
+    compared: Annotated[int, typer.Option("--compared", min=1, help="Prompts to compare verdicts on.")] = 256,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the report.")] = Path(
+        "bench-results"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two lengths, two rounds: to see that it runs.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Compare scorers in one run: verdicts first, then time, stages, memory. Writes rows, a plot and a
+    page."""
+    from aegis_edge.cli import bench as command
+    from aegis_edge.guard import find_guard
+
+    settings = command.Settings(
+        guard=guard or find_guard(),
+        base=base,
+        adapter=adapter,
+        scorers=_names(scorers),
+        lengths=_numbers(lengths),
+        rounds=rounds,
+        threads=threads,
+        prompts=prompts,
+        compared=compared,
+    )
+    command.bench(settings, out, quick=quick, as_json=json)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.replace(",", " ").split())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(sorted({int(number) for number in _names(text)}))
+    except ValueError:
+        numbers = ()
+    if not numbers or numbers[0] < 1:
+        raise typer.BadParameter(f"--lengths takes whole numbers from 1 on, not {text!r}")
+    return numbers

@@ -41,7 +41,7 @@ def batches(file: IO[bytes], max_bytes: int) -> Iterator[list[Line]]:
 
     def read() -> None:
         try:
-            for line in _lines(file, max_bytes):
+            for line in read_lines(file, max_bytes):
                 arrived.put(line)
             arrived.put(None)
         except BaseException as error:
@@ -71,7 +71,8 @@ def batches(file: IO[bytes], max_bytes: int) -> Iterator[list[Line]]:
             return
 
 
-def _lines(file: IO[bytes], max_bytes: int) -> Iterator[Line]:
+def read_lines(file: IO[bytes], max_bytes: int) -> Iterator[Line]:
+    """One by one; see `batches`."""
     number = end = 0
     while data := file.readline(max_bytes + 1):
         number += 1

@@ -1,0 +1,49 @@
+"""`aegis-edge bench`: run the benchmark, show its tables, write its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from aegis_edge.cli.output import note, progress
+from aegis_edge.errors import ScorerError
+from aegis_edge.guard import cache_folder
+
+try:
+    from aegis_edge.bench import report
+    from aegis_edge.bench.run import Progress, Settings, run
+except ModuleNotFoundError as error:
+    raise ScorerError(
+        f"the benchmark needs {error.name}, which is not installed", hint="pip install 'aegis-edge[bench]'"
+    ) from error
+
+
+class Bars(Progress):
+    """Progress on standard error."""
+
+    def say(self, text: str) -> None:
+        note(text)
+
+    @contextmanager
+    def steps(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+        with progress() as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda: bar.advance(task)
+
+
+def bench(settings: Settings, out: Path, *, quick: bool, as_json: bool) -> None:
+    """Run, write the report into `out`, print its tables (or its rows). Raises AegisError."""
+    settings = replace(settings, work=cache_folder() / "bench")
+    if quick:
+        settings = replace(settings, lengths=(16, 64), rounds=2, compared=32, budget=1.0, batch=8)
+    rows = run(settings, Bars())
+    page = report.write(rows, out)
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        print(report.text(rows))
+    note(f"report: {page}")

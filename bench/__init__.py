@@ -1,0 +1,1 @@
+"""Scenarios times scorers, measured side by side: `aegis-edge bench`."""

@@ -1,0 +1,42 @@
+"""The least time a check can take on this machine: its multiplies at the int8 peak, or its weights once from
+memory.
+
+Counted is what has to be computed: every token through all layers but the last, of which only keys and values
+are needed except for the slots that are read. Attention and the head are not counted, so shares of the peak
+are too low rather than too high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Bytes a weight, group scales of w4a8 included: (16 + 1) bytes for 32 weights.
+_BYTES = {"w8a8": 1.0, "w4a8": 17 / 32, "bf16": 2.0}
+
+
+def operations(model: Mapping[str, Any], tokens: int, slots: int) -> int:
+    """Operations (2 a multiply-add) of `tokens` new tokens of which `slots` are read. model: the manifest's
+    section."""
+    kv = 2 * model["hidden"] * model["kv_heads"] * model["head_dim"]
+    rest = _layer(model) - kv
+    last = tokens * kv + slots * rest
+    return 2 * (tokens * (model["layers"] - 1) * _layer(model) + last)
+
+
+def weight_bytes(model: Mapping[str, Any], scheme: str) -> float:
+    """Bytes of the layers' matrices, all of which one check reads."""
+    return model["layers"] * _layer(model) * _BYTES[scheme]
+
+
+def seconds(operations: float, weight_bytes: float, peaks: Mapping[str, float]) -> float:
+    """The limit on a machine with these peaks (machine.peaks)."""
+    return max(operations / peaks["int8_peak"], weight_bytes / peaks["read_bandwidth"])
+
+
+def _layer(model: Mapping[str, Any]) -> int:
+    """Weights of one layer."""
+    queries = model["heads"] * model["head_dim"]
+    keys_values = 2 * model["kv_heads"] * model["head_dim"]
+    hidden, mlp = model["hidden"], model["intermediate"]
+    return int(hidden * (queries + keys_values) + queries * hidden + 3 * hidden * mlp)
