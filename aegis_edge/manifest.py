@@ -63,8 +63,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     _check_quantization(manifest["quantization"], model)
     _check_head(manifest["head"], model["vocab"])
     _check_calibration(manifest["calibration"])
-    _check_family(manifest["family"], manifest["head"]["rows"], model)
-    _check_policy_kv(manifest)
+    plan = _check_family(manifest["family"], manifest["head"]["rows"], model)
+    _check_policy_kv(manifest, len(plan.root))
 
 
 def _bad(message: str, hint: str | None = None) -> ArtifactError:
@@ -159,7 +159,7 @@ def _check_calibration(calibration: dict[str, Any]) -> None:
         _number(entry, "bias", f"calibration.{kind}", -1e3, 1e3)
 
 
-def _check_family(family: dict[str, Any], rows: list[str], model: dict[str, Any]) -> None:
+def _check_family(family: dict[str, Any], rows: list[str], model: dict[str, Any]) -> Plan:
     if not isinstance(family.get("name"), str):
         raise _bad("family has no name")
     plan = Plan.from_json(family.get("plan"))
@@ -172,9 +172,10 @@ def _check_family(family: dict[str, Any], rows: list[str], model: dict[str, Any]
         raise _bad(f"family.plan: an id is not below {model['vocab']}, the vocabulary")
     if len(plan.root) > model["context"]:
         raise _bad(f"family.plan: a policy of {len(plan.root)} tokens in a context of {model['context']}")
+    return plan
 
 
-def _check_policy_kv(manifest: dict[str, Any]) -> None:
+def _check_policy_kv(manifest: dict[str, Any], tokens: int) -> None:
     """The cached policy: null, or {"tokens": length of the root, "isa": the instruction set that computed
     it}."""
     cached = manifest.get("policy_kv")
@@ -184,7 +185,7 @@ def _check_policy_kv(manifest: dict[str, Any]) -> None:
         return
     if not isinstance(cached, dict) or not isinstance(cached.get("isa"), str):
         raise _bad("policy_kv needs tokens and isa")
-    if type(cached.get("tokens")) is not int or cached["tokens"] != len(manifest["family"]["plan"]["root"]):
+    if type(cached.get("tokens")) is not int or cached["tokens"] != tokens:
         raise _bad(f"policy_kv.tokens {cached.get('tokens')!r} is not the length of the plan's root")
 
 
