@@ -17,6 +17,7 @@ import numpy as np
 
 from aegis_edge.errors import ArtifactError
 from aegis_edge.manifest import POLICY, check_manifest
+from aegis_edge.scoring.vocabulary import Vocabulary
 from aegis_edge.tensorfile import TensorFile, TensorInfo, open_regular, parse_json, read_small
 
 MANIFEST = "aegis.json"
@@ -81,6 +82,17 @@ class Artifact:
         """One tensor mapped from the file, read-only, its values unchecked: for the embedding, of which a
         check reads a few rows. A NaN there makes logits that are no numbers, which the decision refuses."""
         return self._model.map(name)
+
+    def vocabulary(self) -> Vocabulary:
+        """The whole LM head, for label mass; raises ArtifactError where the labels are no tokens of it."""
+        if "lm_head.weight" in self._model.tensors:
+            return Vocabulary(self.map_tensor("lm_head.weight"), None)
+        if "unembed.weight" in self._model.tensors:
+            return Vocabulary(self.map_tensor("embed_tokens.weight"), self.tensor("unembed.weight"))
+        raise ArtifactError(
+            "label mass: this guard's labels are trained rows, which have no share of the vocabulary",
+            hint="it exists for guards whose labels are tokens, such as a base exported without an adapter",
+        )
 
     def policy_kv(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The root's keys and values, uint16 (bf16) arrays mapped from the file; None where the artefact has
@@ -214,6 +226,10 @@ def _expected(manifest: dict[str, Any], file: TensorFile) -> Iterator[tuple[str,
     yield "embed_tokens.weight", "BF16", (model["vocab"], hidden)
     yield "head.weight", "F32", (rows, hidden)
     yield "head.bias", "F32", (rows,)
+    if "unembed.weight" in present:
+        yield "unembed.weight", "F32", (hidden, hidden)
+    if "lm_head.weight" in present:
+        yield "lm_head.weight", "BF16", (model["vocab"], hidden)
     norms = ["final_norm.weight"]
     for i in range(model["layers"]):
         norms += [f"layers.{i}.input_norm.weight", f"layers.{i}.post_norm.weight"]

@@ -48,7 +48,8 @@ class Verdict:
     response    None where there was no response
     categories  violated ones, most probable first; none when safe, or when no category claims what is unsafe
     tokens      tokens of the prompt's and response's text, all of which were scored
-    label_mass  share of the full vocabulary's probability that the labels hold; None unless it was computed
+    label_mass  share of the full vocabulary's probability that the labels hold, the smaller of prompt's and
+                response's; None unless the guard was loaded with label_mass=True
     """
 
     safe: bool
@@ -114,6 +115,13 @@ class Decider:
             margin, probability = self._read(question, row)
             found[question] = Rating(probability < self._thresholds[question], probability, margin)
         return found
+
+    def mass(self, reads: Sequence[str], logits: LogitArray, log_sum_exp: LogitArray) -> float:
+        """The labels' share of the full vocabulary's probability, the smallest of the questions'."""
+        shares = []
+        for question, row, total in zip(reads, logits, log_sum_exp, strict=True):
+            shares.append(sum(math.exp(float(row[label]) - float(total)) for label in self._rows[question]))
+        return min(shares)
 
     def categories(self, logits: LogitArray) -> tuple[CategoryScore, ...]:
         """The violated ones, most probable first; logits float32 [categories of the policy, rows]."""

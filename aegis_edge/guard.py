@@ -28,6 +28,7 @@ from aegis_edge.scoring import IdArray, LogitArray, Scorer, Segment, Tree
 
 if TYPE_CHECKING:
     from aegis_edge.artifact import Artifact
+    from aegis_edge.scoring.vocabulary import Vocabulary
 
 # Tokens added in one pass, unless a single conversation has more. A pass this long is compute-bound: a longer
 # one is no faster and takes more memory (in the 135M model a token's keys and values alone are 23 kB).
@@ -74,6 +75,7 @@ class Guard:
         threads: int | None = None,
         scorer: str = "cpu",
         policy: Policy | None = None,
+        label_mass: bool = False,
     ) -> Guard:
         """Load an artefact folder made by `aegis-edge export`.
 
@@ -81,6 +83,8 @@ class Guard:
         threads  of the cpu scorer; None: as many as this process may use
         scorer   "cpu" (compiled), or "reference" (PyTorch in fp32; needs the extra `export`)
         policy   None: the artefact's own, whose keys and values are cached; another one is computed first
+        label_mass  tell in every verdict which share of the full vocabulary's probability the labels hold;
+                 reads the whole LM head in every check, and needs a guard whose labels are tokens of it
 
         Raises ArtifactError, PolicyError, ContextError or ScorerError.
         """
@@ -89,7 +93,10 @@ class Guard:
         if scorer not in ("cpu", "reference"):
             raise ScorerError(f"unknown scorer {scorer!r}", hint="scorers: cpu, reference")
         artifact = Artifact.open(find_guard() if path is None else path)
-        engine = _reference(artifact) if scorer == "reference" else _cpu(artifact, threads)
+        vocabulary = artifact.vocabulary() if label_mass else None
+        engine = (
+            _reference(artifact, vocabulary) if scorer == "reference" else _cpu(artifact, threads, vocabulary)
+        )
         return cls.from_artifact(artifact, engine, policy)
 
     @classmethod
@@ -141,17 +148,23 @@ class Guard:
                 first = len(segments) + 1
                 segments += encoded.at(first)
                 lasts.append(encoded.last + first - 1)
-            logits = _extend(tree, segments)
-            ratings, row = [], 0
+            logits, total = _extend(tree, segments), tree.log_sum_exp
+            ratings, masses, row = [], [], 0
             for encoded in chunk:
-                ratings.append(self._decider.ratings(encoded.reads, logits[row : row + len(encoded.reads)]))
-                row += len(encoded.reads)
+                rows = slice(row, row + len(encoded.reads))
+                ratings.append(self._decider.ratings(encoded.reads, logits[rows]))
+                masses.append(
+                    None if total is None else self._decider.mass(encoded.reads, logits[rows], total[rows])
+                )
+                row = rows.stop
             safe = [all(rating.safe for rating in found.values()) for found in ratings]
             unsafe = [i for i in range(len(chunk)) if not safe[i]]
             leaves = self._categories(tree, len(segments) + 1, [lasts[i] for i in unsafe])
             claimed = dict(zip(unsafe, leaves, strict=True))
         return [
-            Verdict(safe[i], found[PROMPT], found.get(RESPONSE), claimed.get(i, ()), chunk[i].content)
+            Verdict(
+                safe[i], found[PROMPT], found.get(RESPONSE), claimed.get(i, ()), chunk[i].content, masses[i]
+            )
             for i, found in enumerate(ratings)
         ]
 
@@ -210,14 +223,14 @@ def find_guard() -> Path:
     return path
 
 
-def _cpu(artifact: Artifact, threads: int | None) -> Scorer:
+def _cpu(artifact: Artifact, threads: int | None, vocabulary: Vocabulary | None) -> Scorer:
     from aegis_edge.scoring.cpu import CpuScorer
 
     root = np.array(Plan.from_json(artifact.manifest["family"]["plan"]).root, np.int32)
-    return CpuScorer(artifact, root, artifact.policy_kv(), threads)
+    return CpuScorer(artifact, root, artifact.policy_kv(), threads, vocabulary)
 
 
-def _reference(artifact: Artifact) -> Scorer:
+def _reference(artifact: Artifact, vocabulary: Vocabulary | None) -> Scorer:
     try:
         from aegis_edge.scoring.reference import ReferenceScorer
     except ModuleNotFoundError as error:
@@ -225,7 +238,7 @@ def _reference(artifact: Artifact) -> Scorer:
             f"the reference scorer needs {error.name}, which is not installed",
             hint="pip install 'aegis-edge[export]'",
         ) from error
-    return ReferenceScorer.from_artifact(artifact)
+    return ReferenceScorer.from_artifact(artifact, vocabulary=vocabulary)
 
 
 def _chunks(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:

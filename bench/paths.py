@@ -66,6 +66,8 @@ class PathTree:
         self._shape = TreeShape(root, scorer.context, scorer.vocab)
         self._nodes = [root]
 
+    log_sum_exp: LogitArray | None = None  # peers are not asked for label mass
+
     def extend(self, segments: Sequence[Segment]) -> LogitArray:
         first = len(self._nodes)
         self._shape.add(segments)

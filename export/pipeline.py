@@ -30,7 +30,7 @@ from aegis_edge.export.merge import Parent, load_parent
 from aegis_edge.export.rotate import fold_norms, rotate
 from aegis_edge.export.simulate import SCHEMES, Fidelity, fidelity, margins, quantise_trunk
 from aegis_edge.export.targets import Build, get_target
-from aegis_edge.export.trunk import PROJECTIONS, trunk_of
+from aegis_edge.export.trunk import PROJECTIONS, keep_vocabulary, trunk_of
 from aegis_edge.export.write import atomic_folder, refuse_existing
 from aegis_edge.families import DEFAULT_FAMILY, get_family
 from aegis_edge.policy import Policy
@@ -104,6 +104,8 @@ def export_guard(
             plan = compiler.compile(encoder, rules)
         with _step(progress, "Rotating"):
             trunk = trunk_of(parent.model, parent.head.weight, parent.head.bias)
+            if parent.head.kind == "tokens":
+                keep_vocabulary(trunk, parent.model)
             if quantize != "bf16":
                 fold_norms(trunk)
                 rotate(trunk, SEED)

@@ -25,6 +25,10 @@ def fold_norms(trunk: Trunk) -> None:
         layer.input_norm = layer.post_norm = None
     if trunk.final_norm is not None:
         trunk.head_weight *= trunk.final_norm
+        if trunk.unembed is not None:
+            trunk.unembed *= trunk.final_norm[:, None]
+        if trunk.lm_head is not None:
+            trunk.lm_head *= trunk.final_norm
         trunk.final_norm = None
 
 
@@ -35,6 +39,10 @@ def rotate(trunk: Trunk, seed: int) -> None:
     basis = random_orthogonal(dims.hidden, generator)
     trunk.embed = trunk.embed @ basis
     trunk.head_weight = trunk.head_weight @ basis
+    if trunk.unembed is not None:
+        trunk.unembed = basis.T @ trunk.unembed @ basis
+    if trunk.lm_head is not None:
+        trunk.lm_head = trunk.lm_head @ basis
     trunk.hadamard_block = hadamard_block(dims.intermediate)
     values = dims.kv_heads * dims.head_dim
     group = dims.heads // dims.kv_heads

@@ -21,6 +21,10 @@ def tensors_of(trunk: Trunk) -> dict[str, Tensor]:
     _add_norm(tensors, "final_norm", trunk.final_norm)
     tensors["head.weight"] = trunk.head_weight.float()
     tensors["head.bias"] = trunk.head_bias.float()
+    if trunk.unembed is not None:
+        tensors["unembed.weight"] = trunk.unembed.float().contiguous()
+    if trunk.lm_head is not None:
+        tensors["lm_head.weight"] = trunk.lm_head.to(torch.bfloat16)
     return tensors
 
 

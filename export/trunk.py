@@ -66,7 +66,8 @@ class Layer:
 @dataclass
 class Trunk:
     """The whole decoder with its label rows. embed [V, H], head_weight [R, H], head_bias [R]; hadamard_block
-    as in the manifest."""
+    as in the manifest. For label mass, where the labels are tokens: unembed [H, H] where the LM head is tied
+    (logits = h . unembed . embed^T), else lm_head [V, H]."""
 
     dims: Dims
     embed: Tensor
@@ -75,6 +76,8 @@ class Trunk:
     head_weight: Tensor
     head_bias: Tensor
     hadamard_block: int = 0
+    unembed: Tensor | None = None
+    lm_head: Tensor | None = None
     rope: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
 
 
@@ -151,6 +154,15 @@ def trunk_of(model: Any, head_weight: Tensor, head_bias: Tensor) -> Trunk:
         head_bias=head_bias.float().clone(),
         rope=rope_tables(model.config, model.model.rotary_emb),
     )
+
+
+def keep_vocabulary(trunk: Trunk, model: Any) -> None:
+    """Keep the whole LM head, so that the guard can say which share of it its label tokens hold."""
+    head = model.get_output_embeddings().weight
+    if head is model.get_input_embeddings().weight:
+        trunk.unembed = torch.eye(trunk.dims.hidden)
+    else:
+        trunk.lm_head = head.detach().float().clone()
 
 
 def rope_tables(config: Any, rotary: Any) -> tuple[Tensor, Tensor]:

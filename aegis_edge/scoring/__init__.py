@@ -55,6 +55,12 @@ class Tree(Protocol):
         """Keep only the first `nodes` nodes; the root counts as one."""
         ...
 
+    @property
+    def log_sum_exp(self) -> LogitArray | None:
+        """Of the full vocabulary's logits at the slots of the last `extend`, float32 [slots]; None unless the
+        scorer was given the vocabulary."""
+        ...
+
 
 class Scorer(Protocol):
     """An engine with a guard loaded into it. Safe to use from several threads."""

@@ -1,4 +1,4 @@
-"""The compiled runtime as a scorer: an artefact's weights handed to C++ tensor by tensor, trees over its policy."""
+"""The compiled runtime as a scorer: an artefact's weights handed to C++ tensor by tensor, and its trees."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from aegis_edge import _native
 from aegis_edge.errors import ArtifactError, ScorerError
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
+from aegis_edge.scoring.vocabulary import Vocabulary
 
 LINEARS = ("qkv", "o", "gate_up", "down")
 ROOTS_KEPT = 8  # custom policies; one of 150 tokens takes 3.5 MB of the 135M model
@@ -54,7 +55,7 @@ def inverse_frequencies(model: Mapping[str, Any]) -> np.ndarray:
 
 
 def load_model(weights: Weights, threads: int) -> _native.Model:
-    """Pack an artefact's weights for this CPU, a layer a thread: one tensor a thread stands beside them at most."""
+    """Pack an artefact's weights for this CPU, a layer a thread: at most one tensor a thread beside them."""
     manifest = weights.manifest
     shape, names = manifest["model"], set(weights.tensor_names())
     model = _native.Model(
@@ -107,9 +108,10 @@ def _set_linear(model: _native.Model, weights: Weights, names: set[str], layer: 
 class CpuScorer:
     """An artefact's guard in the compiled runtime.
 
-    root     int32 [P]: the policy's ids. Its KV comes from the artefact where `policy_kv` is given (bf16 as uint16:
+    root     int32 [P]: the policy's ids. Its KV is the artefact's where `policy_kv` is given (bf16 as uint16:
              k [L, Hkv, ceil(P/16), d/2, 16, 2], v [L, Hkv, ceil(P/2), d, 2]), else it is computed.
     threads  of the team that every check uses; None: all this process may use.
+    vocabulary  the whole LM head, where label mass is wanted.
     Safe to use from several threads: passes queue up for the team. The GIL is released while one runs.
     """
 
@@ -121,7 +123,9 @@ class CpuScorer:
         root: IdArray,
         policy_kv: RootKv | None = None,
         threads: int | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
+        self.vocabulary = vocabulary
         self.manifest = weights.manifest
         self.threads = threads or _native.usable_threads()
         try:
@@ -180,6 +184,8 @@ class CpuTree:
 
     def __init__(self, scorer: CpuScorer, root: IdArray, kv: RootKv) -> None:
         self._shape = TreeShape(root, scorer.context, scorer.vocab)
+        self._vocabulary = scorer.vocabulary
+        self.log_sum_exp: LogitArray | None = None
         self._tree = _native.Tree(scorer.model, *kv, len(root))
 
     def extend(self, segments: Sequence[Segment]) -> LogitArray:
@@ -197,11 +203,15 @@ class CpuTree:
         if len(slots) > 1 and not (np.diff(slots) > 0).all():  # a segment may name its slots in any order
             slots, order = np.unique(slots, return_inverse=True)
         try:
-            logits, _ = self._tree.extend(ids, offsets, parents, slots)
+            logits, hidden = self._tree.extend(ids, offsets, parents, slots, self._vocabulary is not None)
         except (ValueError, RuntimeError, MemoryError) as error:
             self._shape.truncate(len(self._shape) - len(segments))
             raise ScorerError(str(error)) from error
-        return logits if order is None else logits[order]
+        if order is not None:
+            logits, hidden = logits[order], None if hidden is None else hidden[order]
+        if self._vocabulary is not None:
+            self.log_sum_exp = self._vocabulary.log_sum_exp(hidden)
+        return logits
 
     def truncate(self, nodes: int) -> None:
         self._shape.truncate(nodes)

@@ -20,6 +20,7 @@ from aegis_edge.errors import ScorerError
 from aegis_edge.families.plan import Plan
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
 from aegis_edge.scoring.dequantise import decoder_of
+from aegis_edge.scoring.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from aegis_edge.artifact import Artifact
@@ -44,9 +45,11 @@ class ReferenceScorer:
         root: Iterable[int],
         *,
         cache_root: bool = False,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         """decoder: a model without LM head, in evaluation mode; head_weight [rows, hidden], head_bias
-        [rows]."""
+        [rows]; vocabulary: the whole LM head, where label mass is wanted."""
+        self._vocabulary = vocabulary
         self._decoder = decoder
         # In fp32 whatever the decoder's dtype: it is a few rows, and rounding it would add noise of its own.
         self._head_weight = head_weight.detach().to(torch.float32)
@@ -78,21 +81,28 @@ class ReferenceScorer:
 
     @classmethod
     def from_artifact(
-        cls, artifact: Artifact, *, dtype: str = "fp32", cache_root: bool = False
+        cls,
+        artifact: Artifact,
+        *,
+        dtype: str = "fp32",
+        cache_root: bool = False,
+        vocabulary: Vocabulary | None = None,
     ) -> ReferenceScorer:
         """From an artefact: its weights as they are stored, in floating point; activations not quantised."""
         weight, bias = (torch.from_numpy(artifact.tensor(f"head.{part}")) for part in ("weight", "bias"))
         root = Plan.from_json(artifact.manifest["family"]["plan"]).root
         decoder = _in_dtype(decoder_of(artifact), dtype)
-        return cls(decoder, weight, bias, root, cache_root=cache_root)
+        return cls(decoder, weight, bias, root, cache_root=cache_root, vocabulary=vocabulary)
 
     def tree(self, root: IdArray | None = None) -> ReferenceTree:
         """A new tree over the policy the scorer was made for, or over int32 ids [n]."""
         return ReferenceTree(self, self._root if root is None else root)
 
     @torch.inference_mode()
-    def logits(self, nodes: Sequence[IdArray], parents: Sequence[int], slots: Sequence[int]) -> LogitArray:
-        """Label logits float32 [len(slots), rows] of one packed pass.
+    def logits(
+        self, nodes: Sequence[IdArray], parents: Sequence[int], slots: Sequence[int]
+    ) -> tuple[LogitArray, LogitArray | None]:
+        """Label logits float32 [len(slots), rows] of one packed pass, and the vocabulary's log-sum-exp.
 
         Node 0 is the root and parents come before their children; slots index the packed tokens, root
         included.
@@ -111,7 +121,8 @@ class ReferenceScorer:
         )
         hidden = out.last_hidden_state[0, [slot - done for slot in slots]].float()
         logits: LogitArray = (hidden @ self._head_weight.T + self._head_bias).numpy()
-        return logits
+        total = None if self._vocabulary is None else self._vocabulary.log_sum_exp(hidden.numpy())
+        return logits, total
 
     def _cached(self, root: IdArray) -> DynamicCache:
         key = root.tobytes()
@@ -130,6 +141,7 @@ class ReferenceTree:
         self._scorer = scorer
         self._shape = TreeShape(root, scorer.context, scorer.vocab)
         self._nodes = [root]
+        self.log_sum_exp: LogitArray | None = None
 
     def extend(self, segments: Sequence[Segment]) -> LogitArray:
         """See scoring.Tree."""
@@ -150,7 +162,8 @@ class ReferenceTree:
         starts = np.cumsum([0, *(len(self._nodes[node]) for node in order)])
         slots = [int(starts[place[node]]) + slot for node in reading for slot in segments[node - first].slots]
         parents = [place.get(self._shape.parents[node], -1) for node in order]
-        return self._scorer.logits([self._nodes[node] for node in order], parents, slots)
+        logits, self.log_sum_exp = self._scorer.logits([self._nodes[node] for node in order], parents, slots)
+        return logits
 
     def truncate(self, nodes: int) -> None:
         """See scoring.Tree."""
