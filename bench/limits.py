@@ -18,10 +18,10 @@ _BYTES = {"w8a8": 1.0, "w4a8": 17 / 32, "bf16": 2.0}
 def operations(model: Mapping[str, Any], tokens: int, slots: int) -> int:
     """Operations (2 a multiply-add) of `tokens` new tokens of which `slots` are read. model: the manifest's
     section."""
-    kv = 2 * model["hidden"] * model["kv_heads"] * model["head_dim"]
+    kv: int = 2 * model["hidden"] * model["kv_heads"] * model["head_dim"]
     rest = _layer(model) - kv
-    last = tokens * kv + slots * rest
-    return 2 * (tokens * (model["layers"] - 1) * _layer(model) + last)
+    layers: int = model["layers"]
+    return 2 * (tokens * (layers - 1) * _layer(model) + tokens * kv + slots * rest)
 
 
 def weight_bytes(model: Mapping[str, Any], scheme: str) -> float:

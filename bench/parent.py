@@ -42,7 +42,7 @@ def parent_folder(artifact: Artifact, base: str | None, adapter: str | None, wor
     folder = work / f"parent-{key}"
     if (folder / "head.npz").is_file():
         return folder
-    parent = load_parent(base, adapter)
+    parent = load_parent(base, adapter, artifact.manifest["family"]["name"])
     for part in ("base", "adapter"):
         _check_same(part, made_from[part], parent.provenance[part])
     folder.mkdir(parents=True, exist_ok=True)

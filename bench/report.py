@@ -10,6 +10,7 @@ from typing import Any
 
 from aegis_edge.bench.plot import png
 from aegis_edge.bench.tables import of_kind, scorers, tables
+from aegis_edge.cli.output import aligned
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -44,14 +45,6 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
     """The tables for a terminal, but for the long last one."""
     blocks = []
     for table in tables(rows)[:-1]:
-        lines = [table.columns, *table.lines]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-        aligned = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        blocks.append("\n".join([table.title, *(f"  {line}" for line in aligned)]))
+        lines = aligned([table.columns, *table.lines])
+        blocks.append("\n".join([table.title, *(f"  {line}" for line in lines)]))
     return "\n\n".join(blocks)

@@ -91,6 +91,51 @@ def check(
 
 
 @app.command()
+def export(
+    base: Annotated[
+        str,
+        typer.Option(
+            "--base", help="smollm2-135m-instruct, a Hugging Face folder, a .gguf file or a hub id."
+        ),
+    ] = "smollm2-135m-instruct",
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR",
+            help='A PEFT adapter ("none": no adapter) instead of the packaged one.',
+        ),
+    ] = None,
+    family: Annotated[str, typer.Option("--family", help="How the guard is asked.")] = "aegis-edge",
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="P.toml", help="What is unsafe (else Aegis 2.0).")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The guard's folder (else the default guard's)."),
+    ] = None,
+    quantize: Annotated[
+        Literal["w8a8", "w4a8", "bf16"], typer.Option("--quantize", help="Weights and activations.")
+    ] = "w8a8",
+    target: Annotated[str, typer.Option("--target", help="The format to write.")] = "aegis",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", metavar="F.jsonl", help="Text to quantise by (else the project's own)."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the guard that is there.")] = False,
+) -> None:
+    """Merge an adapter into a base model, quantise it, compile its policy: a guard.
+
+    Prints how far the guard moved from its parent. An existing guard stays until the new one is whole.
+    """
+    from aegis_edge.cli import export as command
+
+    command.export(base, adapter, family, policy, out, quantize, target, calibration, force)
+
+
+@app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An exported guard.")], json: Json = False
 ) -> None:
@@ -162,6 +207,17 @@ def bench(
         compared=compared,
     )
     command.bench(settings, out, quick=quick, as_json=json)
+
+
+# The training's own parser reads the rest: its options stand in one place.
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def train(context: typer.Context) -> None:
+    """Train an adapter on labelled conversations: `aegis-edge train --help`."""
+    from aegis_edge.cli import train as command
+
+    command.train(context.args)
 
 
 def _names(text: str) -> tuple[str, ...]:

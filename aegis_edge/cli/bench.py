@@ -8,17 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from aegis_edge.cli.output import note, progress
-from aegis_edge.errors import ScorerError
+from aegis_edge.cli.output import extra, note, progress
 from aegis_edge.guard import cache_folder
 
-try:
+with extra("bench", "the benchmark"):
     from aegis_edge.bench import report
     from aegis_edge.bench.run import Progress, Settings, run
-except ModuleNotFoundError as error:
-    raise ScorerError(
-        f"the benchmark needs {error.name}, which is not installed", hint="pip install 'aegis-edge[bench]'"
-    ) from error
 
 
 class Bars(Progress):

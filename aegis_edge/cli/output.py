@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -42,12 +43,36 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """A line of text for each line of cells; the first column is aligned left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    ]
+
+
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     """Print names and values on standard output, the values aligned."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{paint(name.ljust(width), 'bold', sys.stdout)}  {printable(value)}")
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Imports that need the extra `name`; one that is missing becomes an error with a hint."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        from aegis_edge.errors import AegisError
+
+        raise AegisError(
+            f"{what} needs {error.name}, which is not installed", hint=f"pip install 'aegis-edge[{name}]'"
+        ) from error
 
 
 def progress(unit: str = "") -> Progress:
