@@ -15,8 +15,9 @@ from markupsafe import escape
 from tiny_artifact import write_tiny
 from tokenizers import Tokenizer
 
+from aegis_edge import machine
 from aegis_edge.artifact import Artifact
-from aegis_edge.bench import fidelity, isolated, limits, parent, prompts, report, tables
+from aegis_edge.bench import fidelity, gemm, isolated, limits, parent, prompts, report, tables
 from aegis_edge.bench.contender import Contender, Source
 from aegis_edge.bench.guards import Text
 from aegis_edge.bench.paths import PathScorer
@@ -245,3 +246,24 @@ def test_a_scorer_that_dies_is_an_error_with_its_last_words(source: Source) -> N
 def test_text_is_the_guards_own(source: Source, tiny_policy: Policy) -> None:
     text = Text(Artifact.open(source.guard))
     assert text.policy == tiny_policy and text.model["layers"] == 2
+
+
+def test_gemm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes multiply out to the layer's weights; a row for each; the table shows shares of the peak."""
+    model = {"layers": 1, "hidden": 8, "heads": 2, "kv_heads": 1, "head_dim": 4, "intermediate": 16}
+    assert sum(n * k for n, k in gemm.shapes(model).values()) == limits.weight_bytes(model, "w8a8")
+    calls: list[tuple[int, ...]] = []
+
+    def speed(*arguments: int) -> tuple[float, float]:
+        calls.append(arguments)
+        return 3e9, 4e9
+
+    native = SimpleNamespace(gemm_speed=speed)
+    monkeypatch.setattr("importlib.import_module", lambda _: native)
+    monkeypatch.setattr(machine, "describe", lambda threads: {"threads": threads})
+    rows = gemm.run({"tiny": model}, 2, lambda: None)
+    assert len(rows) == gemm.count({"tiny": model}) == len(calls) == 48
+    assert all(threads == 2 for _, _, _, threads, _ in calls)
+    assert calls[1] == (16, 16, 8, 2, gemm.MEMORY_BYTES // (16 * 8))
+    lines = gemm.lines(rows)
+    assert len(lines) == 1 + 4 * 2 and lines[1] == ("tiny", "qkv", "16 x 8", "cache", *["75%"] * 6)

@@ -185,6 +185,9 @@ def bench(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the report.")] = Path(
         "bench-results"
     ),
+    gemm: Annotated[
+        bool, typer.Option("--gemm", help="The int8 GEMM alone, in shares of this machine's peak.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Two lengths, two rounds: to see that it runs.")
     ] = False,
@@ -195,8 +198,11 @@ def bench(
     from aegis_edge.cli import bench as command
     from aegis_edge.guard import find_guard
 
+    folder = guard or find_guard()
+    if gemm:
+        return command.gemm_alone(folder, threads, as_json=json)
     settings = command.Settings(
-        guard=guard or find_guard(),
+        guard=folder,
         base=base,
         adapter=adapter,
         scorers=_names(scorers),

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from aegis_edge.cli.output import extra, note, progress
+from aegis_edge import machine
+from aegis_edge.artifact import Artifact
+from aegis_edge.cli.output import aligned, extra, note, progress
 from aegis_edge.guard import cache_folder
 
 with extra("bench", "the benchmark"):
-    from aegis_edge.bench import report
+    from aegis_edge.bench import gemm, report
     from aegis_edge.bench.run import Progress, Settings, run
 
 
@@ -42,3 +44,16 @@ def bench(settings: Settings, out: Path, *, quick: bool, as_json: bool) -> None:
     else:
         print(report.text(rows))
     note(f"report: {page}")
+
+
+def gemm_alone(guard: Path, threads: int | None, *, as_json: bool) -> None:
+    """The shapes of the guard's model and of a 1B model, in shares of the int8 peak."""
+    model = Artifact.open(guard, verify=False).manifest["model"]
+    models = {"guard": model, "1B": gemm.ONE_BILLION}
+    with Bars().steps("GEMM", gemm.count(models)) as done:
+        rows = gemm.run(models, machine.describe(threads)["threads"], done)
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        print("\n".join(aligned(gemm.lines(rows))))
