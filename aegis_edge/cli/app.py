@@ -75,6 +75,10 @@ def check(
         Literal["cpu", "reference"],
         typer.Option("--scorer", help="The compiled runtime, or PyTorch in fp32."),
     ] = "cpu",
+    label_mass: Annotated[
+        bool,
+        typer.Option("--label-mass", help="Tell the share of the vocabulary's probability on the labels."),
+    ] = False,
 ) -> int:
     """Judge a prompt (and the response to it) safe or unsafe.
 
@@ -84,7 +88,7 @@ def check(
 
     if file is not None and (text is not None or response is not None):
         raise typer.BadParameter("--file can not be combined with TEXT or --response")
-    options = command.Options(guard, policy, threads, scorer)
+    options = command.Options(guard, policy, threads, scorer, label_mass)
     if file is not None:
         return command.check_file(file, options)
     return command.check_text(text, response, options, as_json=json)

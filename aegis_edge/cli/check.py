@@ -30,10 +30,11 @@ class Options:
     policy: Path | None
     threads: int | None
     scorer: str
+    label_mass: bool
 
     def load(self) -> Guard:
         policy = None if self.policy is None else Policy.from_file(self.policy)
-        return Guard.load(self.guard, threads=self.threads, scorer=self.scorer, policy=policy)
+        return Guard.load(self.guard, self.threads, self.scorer, policy, self.label_mass)
 
 
 def check_text(text: str | None, response: str | None, options: Options, *, as_json: bool) -> int:
@@ -106,6 +107,8 @@ def _describe(verdict: Verdict) -> str:
     lines = [_word(verdict.safe).rstrip(), f"  prompt      {_rating(verdict.prompt)}"]
     if verdict.response is not None:
         lines.append(f"  response    {_rating(verdict.response)}")
+    if verdict.label_mass is not None:
+        lines.append(f"  label mass  {verdict.label_mass:.3g}")
     if verdict.categories:
         named = (
             f"{c.name}{f' ({c.code})' if c.code else ''} {c.probability:.3f}" for c in verdict.categories
