@@ -1,5 +1,5 @@
-"""Ways to spoil an artefact. Each edits a good folder in place; `seal` makes the hashes agree again afterwards,
-as somebody would who wants a bad artefact opened."""
+"""Ways to spoil an artefact. Each edits a good folder in place; `seal` makes the hashes agree again
+afterwards, as somebody would who wants a bad artefact opened."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def file_name(name: str) -> Edit:
 
 
 def header(change: Callable[[dict[str, Any]], Any]) -> Edit:
-    """Edit the JSON header of model.safetensors in place or by returning another; the data stay as they are."""
+    """Edit the JSON header of model.safetensors in place or by returning another; the data stay."""
 
     def edit(folder: Path) -> None:
         head, data = _split(folder)

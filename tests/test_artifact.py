@@ -141,7 +141,8 @@ def test_accidents_are_refused(good, tmp_path, case):
 
 @pytest.mark.parametrize("name", [MANIFEST, MODEL, "tokenizer.json", "config.json"])
 def test_cut_at_any_byte(good, tmp_path, name):
-    """Cut at 40 places spread over the file and at every one of its first 16: refused, hashes agreeing or not."""
+    """Cut at 40 places spread over the file and at every one of its first 16: refused, hashes agreeing or
+    not."""
     folder = spoilt(good, tmp_path, lambda f: None)
     whole = (folder / name).read_bytes().rstrip()
     ends = {*range(16), *np.linspace(0, len(whole) - 1, 40).astype(int).tolist(), len(whole) - 1}
@@ -170,7 +171,8 @@ def test_any_flipped_bit(good, tmp_path, name):
 
 
 def test_flipped_bits_of_the_manifest_never_crash(good, tmp_path):
-    """Some flips are harmless (a letter in a name of the policy); the rest are ArtifactErrors and nothing else."""
+    """Some flips are harmless (a letter in a name of the policy); the rest are ArtifactErrors and nothing
+    else."""
     folder = spoilt(good, tmp_path, lambda f: None)
     whole = (folder / MANIFEST).read_bytes()
     refused = 0
@@ -321,13 +323,14 @@ MALICE: dict[str, tuple[Edit, str]] = {
     "header no JSON": (raw_header(b"{]"), "not valid JSON"),
     "no tensors": (raw_header(b"{}"), "its header accounts for"),
     "trailing bytes": (lambda f: (f / MODEL).open("ab").write(b"\0"), "its header accounts for"),
-    "a tensor missing": (header(lambda h: {k: v for k, v in h.items() if k != f"{QKV}.scale"}), "starts at byte"),
+    "a tensor missing": (header(lambda h: {k: v for k, v in h.items() if k != f"{QKV}.scale"}),
+                         "starts at byte"),
     "a tensor unknown": (header(lambda h: {("evil" if k == "head.bias" else k): v for k, v in h.items()}),
                          "tensor head.bias is missing"),
     "a tensor of no name": (header(lambda h: {("" if k == "head.bias" else k): v for k, v in h.items()}),
                             "not described"),
     "a tensor twice": (lambda f: raw_header(_doubled(f))(f), "appears twice"),
-    "overlapping": (header(lambda h: h["head.bias"].__setitem__("data_offsets", h["head.weight"]["data_offsets"])),
+    "overlapping": (header(lambda h: h["head.bias"].update(data_offsets=h["head.weight"]["data_offsets"])),
                     "expected"),
     "offsets beyond": (entry("head.bias", "data_offsets", [1 << 40, (1 << 40) + 24]), "ends beyond"),
     "offsets reversed": (entry("head.bias", "data_offsets", [24, 0]), "expected 24"),
