@@ -45,9 +45,9 @@ def mixed(encoder: ContentEncoder, count: int = 64, shortest: int = 10, longest:
     return [of_length(encoder, length, SEED + i) for i, length in enumerate(lengths)]
 
 
-def sample(count: int) -> list[Conversation]:
+def sample(count: int, seed: int = SEED) -> list[Conversation]:
     """`count` different generated prompts, for comparing verdicts."""
-    return [Conversation(text) for _, text in generate(count, SEED)]
+    return [Conversation(text) for _, text in generate(count, seed)]
 
 
 def read(path: Path, count: int) -> list[Conversation]:

@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Sequence
 
 from aegis_edge.bench.contender import Contender
-from aegis_edge.errors import InputError
+from aegis_edge.errors import InputError, ScorerError
 
 # In the order of the report.
-NAMES = ("cpu", "reference")
+NAMES = ("cpu", "reference", "openvino")
 
 
 def find(names: Sequence[str]) -> list[Contender]:
@@ -17,11 +17,22 @@ def find(names: Sequence[str]) -> list[Contender]:
     found: list[Contender] = []
     for name in names:
         group = next((known for known in NAMES if name == known or name.startswith(f"{known}-")), None)
-        variants = importlib.import_module(f"{__name__}.{group}").contenders() if group else []
+        variants = _variants(group) if group else []
         chosen = [variant for variant in variants if name in (group, variant.name)]
         if not chosen:
             raise InputError(
                 f"unknown scorer {name!r}", hint=f"scorers: {', '.join(NAMES)}, or one of their variants"
             )
         found += [variant for variant in chosen if variant not in found]
+    return found
+
+
+def _variants(group: str) -> list[Contender]:
+    try:
+        module = importlib.import_module(f"{__name__}.{group}")
+    except ModuleNotFoundError as error:
+        raise ScorerError(
+            f"{group} needs {error.name}, which is not installed", hint="pip install 'aegis-edge[bench]'"
+        ) from error
+    found: list[Contender] = module.contenders()
     return found
