@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_artifact import write_tiny
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -14,7 +15,6 @@ from aegis_edge.errors import ArtifactError
 from aegis_edge.export.pipeline import export_guard
 from aegis_edge.families.plan import Plan
 from aegis_edge.guard import Guard
-from tiny_artifact import write_tiny
 
 TEXT = "How do I pick a lock?"
 

@@ -1,7 +1,7 @@
 """The whole LM head: how much of the vocabulary's probability a guard's label tokens hold.
 
-A verdict is a softmax over two label tokens. Where the model would rather have said something else altogether,
-their share of the full softmax (label mass) is small, and the verdict worth less.
+A verdict is a softmax over two label tokens. Where the model would rather have said something else
+altogether, their share of the full softmax (label mass) is small, and the verdict worth less.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _CHUNK = 4096  # rows in fp32 at a time: 9 MB at a hidden size of 576
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """rows bf16 as uint16 [V, H]; unembed float32 [H, H] is applied to hidden states first, None: the identity."""
+    """rows bf16 as uint16 [V, H]; unembed float32 [H, H] is applied to hidden states first, None: the
+    identity."""
 
     rows: np.ndarray
     unembed: np.ndarray | None
