@@ -99,5 +99,7 @@ const Kernels& kernels_scalar();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512vnni();
 const Kernels& kernels_avx512bf16();
+const Kernels& kernels_neon();
+const Kernels& kernels_neonbf16();
 
 }  // namespace aegis

@@ -3,8 +3,28 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace aegis {
 namespace {
+
+#if defined(__aarch64__) && defined(__linux__)
+bool has_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+bool has_bf16() { return has_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0; }
+#elif defined(__aarch64__)  // what the compiler may assume of every CPU of the platform
+#if defined(__ARM_FEATURE_DOTPROD)
+bool has_dotprod() { return true; }
+#else
+bool has_dotprod() { return false; }
+#endif
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+bool has_bf16() { return has_dotprod(); }
+#else
+bool has_bf16() { return false; }
+#endif
+#endif
 
 struct Entry {
   const char* name;
@@ -27,6 +47,9 @@ const Entry kEntries[] = {
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
      }},
     {"avx2", kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#elif defined(__aarch64__)
+    {"neonbf16", kernels_neonbf16, has_bf16},
+    {"neon", kernels_neon, has_dotprod},
 #endif
     {"scalar", kernels_scalar, [] { return true; }},
 };
