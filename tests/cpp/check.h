@@ -34,18 +34,18 @@ struct Registration {
 
 }  // namespace aegis::test
 
-#define TEST(name)                                                  \
-  static void name();                                               \
+#define TEST(name)                                                     \
+  static void name();                                                  \
   static const aegis::test::Registration register_##name{#name, name}; \
   static void name()
 
 #define CHECK(condition) ((condition) ? void() : aegis::test::failed(__FILE__, __LINE__, #condition))
 
 // The expression throws `type`, with `part` in its message.
-#define CHECK_THROWS(expression, type, part)                                                      \
-  try {                                                                                           \
-    expression;                                                                                   \
-    aegis::test::failed(__FILE__, __LINE__, #expression " did not throw");                        \
-  } catch (const type& error) {                                                                   \
+#define CHECK_THROWS(expression, type, part)                                                               \
+  try {                                                                                                    \
+    expression;                                                                                            \
+    aegis::test::failed(__FILE__, __LINE__, #expression " did not throw");                                 \
+  } catch (const type& error) {                                                                            \
     if (std::strstr(error.what(), part) == nullptr) aegis::test::failed(__FILE__, __LINE__, error.what()); \
   }

@@ -16,8 +16,8 @@ std::vector<T> pack(const std::vector<T>& weight, int n, int k, int depth) {
   std::vector<T> packed(sz(panels(n)) * kPanel * sz(k));
   for (int row = 0; row < n; ++row)
     for (int i = 0; i < k; ++i)
-      packed[sz(row / kPanel) * kPanel * sz(k) + (sz(i / depth) * kPanel + sz(row % kPanel)) * sz(depth) + sz(i % depth)] =
-          weight[sz(row) * sz(k) + sz(i)];
+      packed[sz(row / kPanel) * kPanel * sz(k) + (sz(i / depth) * kPanel + sz(row % kPanel)) * sz(depth) +
+             sz(i % depth)] = weight[sz(row) * sz(k) + sz(i)];
   return packed;
 }
 

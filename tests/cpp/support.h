@@ -24,6 +24,9 @@ void for_each_isa(const F& f) {
   unsetenv("AEGIS_EDGE_ISA");
 }
 
+// Under qemu-user (CMakeLists.txt says so): some 30 times slower, and a forked child can not start threads there.
+inline bool emulated() { return std::getenv("AEGIS_TEST_EMULATED") != nullptr; }
+
 // Sets named ...bf16 multiply bf16 by an instruction with a rounding of its own; all others promise the bits of
 // the scalar set everywhere, and those too wherever no bf16 product is involved.
 inline bool exact_bf16(const Kernels& k) {

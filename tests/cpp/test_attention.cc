@@ -9,9 +9,9 @@ namespace {
 
 struct AttentionCase {
   int d, group, queries, first;
-  std::vector<int> lengths;                     // of the path's nodes, the last one the queries' own
+  std::vector<int> lengths;                      // of the path's nodes, the last one the queries' own
   std::vector<std::vector<float>> keys, values;  // a node each, logical [n, d], bf16 numbers
-  std::vector<uint16_t> q;                      // [queries * group, d]
+  std::vector<uint16_t> q;                       // [queries * group, d]
 
   AttentionCase(Random& random, int d_, int group_, int queries_, int first_, std::vector<int> lengths_, float spread)
       : d(d_), group(group_), queries(queries_), first(first_), lengths(std::move(lengths_)) {
@@ -36,7 +36,8 @@ struct AttentionCase {
         for (int j = 0; j < d; ++j) {
           // Keys after the last query: never part of any sum.
           const bool hidden = unseen != 0.0f && p + 1 == lengths.size() && i >= first + queries;
-          k.back()[sz(i / 16 * d * 16 + j / 2 * 32 + i % 16 * 2 + j % 2)] = to_bf16(hidden ? unseen : keys[p][sz(i * d + j)]);
+          k.back()[sz(i / 16 * d * 16 + j / 2 * 32 + i % 16 * 2 + j % 2)] =
+              to_bf16(hidden ? unseen : keys[p][sz(i * d + j)]);
           v.back()[sz(i / 2 * d * 2 + j * 2 + i % 2)] = to_bf16(values[p][sz(i * d + j)]);
         }
       padded += (n + 15) / 16 * 16;
@@ -53,8 +54,10 @@ struct AttentionCase {
     for (int i = 0; i < queries; ++i)
       for (size_t j = 0; j < stride; ++j) {
         const float x = out[sz(i) * stride + j];
-        if (j < sz(group * d)) packed.push_back(x);
-        else CHECK(x == 77.0f);  // what lies between the rows
+        if (j < sz(group * d))
+          packed.push_back(x);
+        else
+          CHECK(x == 77.0f);  // what lies between the rows
       }
     return packed;
   }
@@ -123,8 +126,7 @@ TEST(random_paths) {
 // Every query position of a node: the causal limit moves through blocks of 16 and pairs of values.
 TEST(causal_limits) {
   Random random(32);
-  for (int first = 0; first < 34; ++first)
-    check_case(AttentionCase(random, 32, 2, 1, first, {5, 34}, 1.0f));
+  for (int first = 0; first < 34; ++first) check_case(AttentionCase(random, 32, 2, 1, first, {5, 34}, 1.0f));
 }
 
 TEST(long_contexts) {

@@ -74,7 +74,8 @@ Vector reference(const TinyModel& tiny, const std::vector<int32_t>& path) {
           sum += weight.back();
         }
         for (size_t j = 0; j < values.size(); ++j)
-          for (int i = 0; i < c.head_dim; ++i) mixed[sz(h * c.head_dim + i)] += weight[j] / sum * values[j][from + sz(i)];
+          for (int i = 0; i < c.head_dim; ++i)
+            mixed[sz(h * c.head_dim + i)] += weight[j] / sum * values[j][from + sz(i)];
       }
       const Vector o = times(l.o, mixed);
       for (size_t i = 0; i < o.size(); ++i) x[t][i] += o[i];

@@ -38,8 +38,7 @@ struct Int8Case {
     for (int r = 0; r < rows; ++r)
       for (int c = 0; c < n; ++c) {
         int32_t sum = 0;
-        for (int i = 0; i < k; ++i)
-          sum += int32_t{a[sz(r) * sz(k) + sz(i)]} * int32_t{weight[sz(c) * sz(k) + sz(i)]};
+        for (int i = 0; i < k; ++i) sum += int32_t{a[sz(r) * sz(k) + sz(i)]} * int32_t{weight[sz(c) * sz(k) + sz(i)]};
         out.push_back(static_cast<float>(sum) * b_scale[sz(c)] * a_scale[sz(r)]);
       }
     return out;
@@ -62,8 +61,8 @@ struct Run {
 
 // The kernel's output, and that every float around it kept its value.
 void check(const Kernels& kernels, const Int8Case& c, const std::vector<float>& values, const Run& run) {
-  about("%s rows=%d n=%d k=%d %s bias=%d halves=%d..%d", kernels.name, c.rows, c.n, c.k, name_of(run.epilogue), run.bias,
-        run.begin, run.end);
+  about("%s rows=%d n=%d k=%d %s bias=%d halves=%d..%d", kernels.name, c.rows, c.n, c.k, name_of(run.epilogue),
+        run.bias, run.begin, run.end);
   const size_t width = sz(run.epilogue == Epilogue::kSiluMul ? c.n / 2 : c.n), stride = width + sz(run.spare);
   std::vector<float> wanted(stride * sz(c.rows + 1));
   Random random(7);
@@ -163,8 +162,10 @@ TEST(one_wrong_weight_is_seen) {
   for (int r = 0; r < c.rows; ++r)
     for (int column = 0; column < c.n; ++column) {
       const size_t i = sz(r) * sz(c.n) + sz(column);
-      if (column != 17) CHECK(same_bits(before[i], after[i]));
-      else CHECK(c.a[sz(r) * 64 + 33] == 0 || !same_bits(before[i], after[i]));
+      if (column != 17)
+        CHECK(same_bits(before[i], after[i]));
+      else
+        CHECK(c.a[sz(r) * 64 + 33] == 0 || !same_bits(before[i], after[i]));
     }
 }
 

@@ -78,9 +78,8 @@ TEST(norm) {
         std::vector<uint16_t> rounded(sz(n));
         k.norm_bf16(x.data(), weight, n, 1e-5f, rounded.data());
         for (size_t i = 0; i < wanted.size(); ++i) CHECK(rounded[i] == to_bf16(out[i]));
-        const auto q = quantised(k, n, [&](uint8_t* bytes, float* scale) {
-          k.norm_int8(x.data(), weight, n, 1e-5f, bytes, scale);
-        });
+        const auto q = quantised(
+            k, n, [&](uint8_t* bytes, float* scale) { k.norm_int8(x.data(), weight, n, 1e-5f, bytes, scale); });
         check_steps(q, wanted);
         const auto& scalar = kernels_scalar();
         const auto same = quantised(scalar, n, [&](uint8_t* bytes, float* scale) {
@@ -168,7 +167,8 @@ TEST(hadamard) {
     std::vector<double> wanted(sz(n));
     for (int i = 0; i < n; ++i) {
       for (int j = 0; j < block; ++j)
-        wanted[sz(i)] += (__builtin_popcount(unsigned(i % block & j)) % 2 == 0 ? 1 : -1) * double{x[sz(i / block * block + j)]};
+        wanted[sz(i)] +=
+            (__builtin_popcount(unsigned(i % block & j)) % 2 == 0 ? 1 : -1) * double{x[sz(i / block * block + j)]};
       wanted[sz(i)] /= std::sqrt(static_cast<double>(block));
     }
     for_each_isa([&](const Kernels& k) {
@@ -233,8 +233,10 @@ TEST(bf16_rounding) {
       k.to_bf16(x.data(), kAll, narrowed.data());
       for (int i = 0; i < kAll; ++i) {
         const bool denormal = std::fabs(x[sz(i)]) < 0x1p-126f, flushed = (narrowed[sz(i)] & 0x7fff) == 0;
-        if (std::isnan(x[sz(i)])) CHECK(std::isnan(from_bf16(narrowed[sz(i)])));
-        else CHECK(narrowed[sz(i)] == to_bf16(x[sz(i)]) || (denormal && flushed && !exact_bf16(k)));
+        if (std::isnan(x[sz(i)]))
+          CHECK(std::isnan(from_bf16(narrowed[sz(i)])));
+        else
+          CHECK(narrowed[sz(i)] == to_bf16(x[sz(i)]) || (denormal && flushed && !exact_bf16(k)));
       }
     }
   });
@@ -278,15 +280,19 @@ TEST(exp_and_silu) {
   for (int c = 0; c < n; ++c) bias[sz(c)] = c % 32 < 16 ? x[sz(c / 32 * 16 + c % 16)] : 1.0f;
   for_each_isa([&](const Kernels& k) {
     std::vector<float> out(x.size());
-    const Gemm g{a.data(), scale.data(), b.data(), scale.data(), init.data(), bias.data(), out.data(), x.size(), 1,
-                 16, n, 0, (n + 31) / 32, Epilogue::kSiluMul, nullptr};
+    const Gemm g{a.data(),      scale.data(),       b.data(), scale.data(), init.data(), bias.data(),
+                 out.data(),    x.size(),           1,        16,           n,           0,
+                 (n + 31) / 32, Epilogue::kSiluMul, nullptr};
     k.gemm_int8(g);
     for (size_t i = 0; i < x.size(); ++i) {
       about("%s silu(%g)", k.name, double{x[i]});
       const double wanted = x[i] / (1.0 + std::exp(-double{x[i]}));
-      if (std::isnan(x[i])) CHECK(std::isnan(out[i]));
-      else if (x[i] > -87.0f) CHECK(std::fabs(out[i] - wanted) <= 4e-7 * std::fabs(wanted));
-      else CHECK(std::fabs(out[i]) <= 1e-8f * std::fabs(x[i]));
+      if (std::isnan(x[i]))
+        CHECK(std::isnan(out[i]));
+      else if (x[i] > -87.0f)
+        CHECK(std::fabs(out[i] - wanted) <= 4e-7 * std::fabs(wanted));
+      else
+        CHECK(std::fabs(out[i]) <= 1e-8f * std::fabs(x[i]));
       if (!std::isnan(x[i])) CHECK(same_bits(out[i], scalar_silu(x[i])));
     }
   });

@@ -114,7 +114,7 @@ TEST(forked_child) {
         refused = std::strstr(error.what(), "fork") != nullptr;
       }
       pool.reset();
-      ThreadPool own(2);  // a new one works
+      ThreadPool own(emulated() ? 1 : 2);  // a new one works
       check_runs(own, 3);
       return refused && failures == 0;
     }));
@@ -125,15 +125,16 @@ TEST(forked_child) {
 // Where the system has no threads left the constructor throws; it neither aborts nor leaves threads behind.
 #if !defined(__SANITIZE_ADDRESS__)  // which needs its address space
 TEST(out_of_threads) {
+  if (emulated()) return;
   CHECK(in_child([] {
     rlimit limit{size_t{1} << 28, size_t{1} << 28};  // 256 MB of address space: some 30 stacks of 8 MB
     setrlimit(RLIMIT_AS, &limit);
     try {
       ThreadPool pool(500);
-      check_runs(pool, 1);  // an emulator may ignore the limit
     } catch (const std::system_error&) {
+      return true;
     }
-    return failures == 0;
+    return false;
   }));
 }
 #endif

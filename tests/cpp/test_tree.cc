@@ -92,13 +92,15 @@ TEST(any_batch_any_order_any_threads) {
     for_each_isa([&](const Kernels& k) {
       Logits wanted;
       for (int threads : {1, 2, 3}) {
+        if (emulated() && (threads == 3 || (threads == 2 && scheme != Scheme::kInt8))) continue;
         const auto model = tiny.build(threads);
         CHECK(&model->kernels() == &k && model->threads() == threads);
         if (threads == 1) wanted = score(*model, spec, kOrders[0], 9);
         // More threads than free cores are slow: they get fewer orders.
         const size_t orders = threads == 1 ? kOrders.size() : 1;
+        const std::vector<size_t> batches = threads == 1 ? std::vector<size_t>{1, 2, 4, 9} : std::vector<size_t>{4, 9};
         for (size_t o = 0; o < orders; ++o)
-          for (size_t batch : {2, 9}) {
+          for (size_t batch : batches) {
             about("%s %s threads=%d order=%zu batch=%zu", k.name, name_of(scheme), threads, o, batch);
             CHECK(same(score(*model, spec, kOrders[o], batch), wanted));
           }
@@ -230,7 +232,8 @@ TEST(logits_are_the_head_times_the_hidden_state) {
     for (int s = 0; s < 2; ++s)
       for (int r = 0; r < c.rows; ++r) {
         double sum = tiny.head_bias()[sz(r)];
-        for (int i = 0; i < c.hidden; ++i) sum += double{hidden[sz(s * c.hidden + i)]} * tiny.head()[sz(r * c.hidden + i)];
+        for (int i = 0; i < c.hidden; ++i)
+          sum += double{hidden[sz(s * c.hidden + i)]} * tiny.head()[sz(r * c.hidden + i)];
         CHECK(std::fabs(logits[sz(s * c.rows + r)] - sum) < 1e-5);
       }
   });
@@ -239,20 +242,21 @@ TEST(logits_are_the_head_times_the_hidden_state) {
 // The rotary tables grow with the longest path; what was computed before must come out the same after.
 TEST(positions_beyond_the_first_tables) {
   Config config = tiny_config();
-  config.context = 1200;
+  config.layers = 1;
+  config.context = 600;
   const TinyModel tiny(Scheme::kInt8, config);
   const Spec spec(config);
   Random random(53);
-  const auto ids = random_ids(random, 1100, config.vocab);
+  const auto ids = random_ids(random, 560, config.vocab);  // the first tables hold 512 positions
   const auto model = tiny.build(2);
   const auto before = score(*model, spec, kOrders[0], 9);
   Tree tree(nullptr, nullptr, 0);
-  const auto whole = extend(*model, tree, {{ids, 0, {1099}}});
+  const auto whole = extend(*model, tree, {{ids, 0, {559}}});
   for (float x : whole) CHECK(std::isfinite(x));
   CHECK(same(score(*model, spec, kOrders[0], 9), before));
   const auto fresh = tiny.build(1);
   Tree other(nullptr, nullptr, 0);
-  CHECK(same_bits(extend(*fresh, other, {{ids, 0, {1099}}}), whole));
+  CHECK(same_bits(extend(*fresh, other, {{ids, 0, {559}}}), whole));
 }
 
 TEST(many_callers_at_once) {
