@@ -55,9 +55,7 @@ struct PyModel {
   };
   std::vector<Part> parts(int layer, const std::string& name, int& rows, int& depth) {
     const Config& c = model.config();
-    const auto whole = [&](RowOrder order) {
-      return std::vector<Part>{{&model.linear(layer, name), 0, rows, order}};
-    };
+    const auto whole = [&](RowOrder order) { return std::vector<Part>{{&model.linear(layer, name), 0, rows, order}}; };
     depth = c.hidden;
     if (name == "qkv") {
       rows = c.q_size() + 2 * c.kv_size();
@@ -185,7 +183,8 @@ struct PyTree {
   Tree tree;
 
   PyTree(const PyTree&) = delete;
-  PyTree(PyModel& m, Bytes keys, Bytes values, int n) : model(m), k(keys), v(values), tree(keys.data(), values.data(), n) {
+  PyTree(PyModel& m, Bytes keys, Bytes values, int n)
+      : model(m), k(keys), v(values), tree(keys.data(), values.data(), n) {
     if (n < 1 || n > m.model.config().context) fail("the root's length does not fit the context");
     check("root keys", keys, m.key_shape(n));
     check("root values", values, m.value_shape(n));
@@ -197,9 +196,11 @@ struct PyTree {
     if (!same) fail(what + " have the wrong shape for this model");
   }
 
-  nb::tuple extend(In<int32_t, 1> ids, In<int32_t, 1> offsets, In<int32_t, 1> parents, In<int32_t, 1> slots, bool hidden) {
+  nb::tuple extend(In<int32_t, 1> ids, In<int32_t, 1> offsets, In<int32_t, 1> parents, In<int32_t, 1> slots,
+                   bool hidden) {
     const size_t segments = parents.shape(0);
-    if (segments < 1 || segments > (1u << 24) || offsets.shape(0) != segments + 1) fail("offsets must be one more than parents");
+    if (segments < 1 || segments > (1u << 24) || offsets.shape(0) != segments + 1)
+      fail("offsets must be one more than parents");
     if (offsets.data()[segments] < 0 || static_cast<size_t>(offsets.data()[segments]) != ids.shape(0))
       fail("the last offset must be the number of ids");
     const Config& c = model.model.config();
@@ -232,37 +233,41 @@ NB_MODULE(_native, m) {
   m.doc() = "The compiled runtime: a decoder forward over a token tree. Wrapped by aegis_edge.scoring.cpu.";
 
   m.def("available_isas", &available_isas, "Instruction sets of this build that this CPU has, best first.");
-  m.def("isa", [] { return std::string(choose_kernels().name); },
-        "The instruction set in use. Raises ValueError where AEGIS_EDGE_ISA names one that is unknown or missing.");
+  m.def(
+      "isa", [] { return std::string(choose_kernels().name); },
+      "The instruction set in use. Raises ValueError where AEGIS_EDGE_ISA names one that is unknown or missing.");
   m.def("usable_threads", &usable_threads, "Threads this process may use (affinity and cgroup quota).");
-  m.def("int8_peak", [](int threads, double seconds) { return measure_int8_peak(choose_kernels(), threads, seconds); },
-        "threads"_a, "seconds"_a = 0.3, nb::call_guard<nb::gil_scoped_release>(),
-        "Register-only int8 dot products: operations a second (2 a multiply-add).");
-  m.def("gemm_speed",
-        [](int rows, int n, int k, int threads, int copies, int rounds) {
-          const GemmSpeed s = measure_gemm(choose_kernels(), rows, n, k, threads, copies, rounds);
-          return std::tuple{s.gemm, s.peak};
-        },
-        "rows"_a, "n"_a, "k"_a, "threads"_a, "copies"_a = 1, "rounds"_a = 50, nb::call_guard<nb::gil_scoped_release>(),
-        "A W8A8 GEMM [rows, k] x [n, k] and, in turn with it, the register-only peak: operations a second, best rounds.");
+  m.def(
+      "int8_peak", [](int threads, double seconds) { return measure_int8_peak(choose_kernels(), threads, seconds); },
+      "threads"_a, "seconds"_a = 0.3, nb::call_guard<nb::gil_scoped_release>(),
+      "Register-only int8 dot products: operations a second (2 a multiply-add).");
+  m.def(
+      "gemm_speed",
+      [](int rows, int n, int k, int threads, int copies, int rounds) {
+        const GemmSpeed s = measure_gemm(choose_kernels(), rows, n, k, threads, copies, rounds);
+        return std::tuple{s.gemm, s.peak};
+      },
+      "rows"_a, "n"_a, "k"_a, "threads"_a, "copies"_a = 1, "rounds"_a = 50, nb::call_guard<nb::gil_scoped_release>(),
+      "A W8A8 GEMM [rows, k] x [n, k] and, in turn with it, the register-only peak: operations a second, best rounds.");
   m.def("read_bandwidth", &measure_read_bandwidth, "threads"_a, "megabytes"_a = 64, "seconds"_a = 0.3,
         nb::call_guard<nb::gil_scoped_release>(), "Memory read speed in bytes a second.");
 
   nb::class_<PyModel>(m, "Model", "A decoder's weights and its thread team.")
-      .def("__init__",
-           [](PyModel* self, int layers, int hidden, int heads, int kv_heads, int head_dim, int intermediate, int vocab,
-              int context, int rows, float norm_eps, int hadamard_block, float rope_scale,
-              In<float, 1> inverse_frequency, int threads) {
-             if (threads < 1 || threads > 1024) fail("threads must be 1 to 1024");
-             Config c;
-             c.layers = layers, c.hidden = hidden, c.heads = heads, c.kv_heads = kv_heads, c.head_dim = head_dim;
-             c.intermediate = intermediate, c.vocab = vocab, c.context = context, c.rows = rows;
-             c.norm_eps = norm_eps, c.hadamard_block = hadamard_block, c.rope_scale = rope_scale;
-             c.inverse_frequency.assign(inverse_frequency.data(), inverse_frequency.data() + inverse_frequency.shape(0));
-             new (self) PyModel(std::move(c), threads);
-           },
-           nb::kw_only(), "layers"_a, "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "intermediate"_a, "vocab"_a,
-           "context"_a, "rows"_a, "norm_eps"_a, "hadamard_block"_a, "rope_scale"_a, "inverse_frequency"_a, "threads"_a)
+      .def(
+          "__init__",
+          [](PyModel* self, int layers, int hidden, int heads, int kv_heads, int head_dim, int intermediate, int vocab,
+             int context, int rows, float norm_eps, int hadamard_block, float rope_scale,
+             In<float, 1> inverse_frequency, int threads) {
+            if (threads < 1 || threads > 1024) fail("threads must be 1 to 1024");
+            Config c;
+            c.layers = layers, c.hidden = hidden, c.heads = heads, c.kv_heads = kv_heads, c.head_dim = head_dim;
+            c.intermediate = intermediate, c.vocab = vocab, c.context = context, c.rows = rows;
+            c.norm_eps = norm_eps, c.hadamard_block = hadamard_block, c.rope_scale = rope_scale;
+            c.inverse_frequency.assign(inverse_frequency.data(), inverse_frequency.data() + inverse_frequency.shape(0));
+            new (self) PyModel(std::move(c), threads);
+          },
+          nb::kw_only(), "layers"_a, "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "intermediate"_a, "vocab"_a,
+          "context"_a, "rows"_a, "norm_eps"_a, "hadamard_block"_a, "rope_scale"_a, "inverse_frequency"_a, "threads"_a)
       .def_prop_ro("threads", [](const PyModel& p) { return p.model.threads(); })
       .def_prop_ro("isa", [](const PyModel& p) { return std::string(p.model.kernels().name); })
       .def("set_int8", &PyModel::set_int8, "layer"_a, "name"_a, "weight"_a, "scale"_a)

@@ -41,9 +41,7 @@ struct Avx2 {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
   }
-  static F fma(F x, F y, F z) {
-    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
-  }
+  static F fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
   static F keep_ge(F value, F x, F limit) {
     return {_mm256_and_ps(_mm256_cmp_ps(x.a, limit.a, _CMP_GE_OQ), value.a),
             _mm256_and_ps(_mm256_cmp_ps(x.b, limit.b, _CMP_GE_OQ), value.b)};
@@ -136,8 +134,7 @@ struct Avx2 {
   }
   static __m256 dot(__m256 acc, A2 x, __m256i y) {
     const __m256 lo = _mm256_castsi256_ps(_mm256_slli_epi32(y, 16));
-    const __m256 hi = _mm256_castsi256_ps(
-        _mm256_and_si256(y, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+    const __m256 hi = _mm256_castsi256_ps(_mm256_and_si256(y, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u))));
     return _mm256_fmadd_ps(x.hi, hi, _mm256_fmadd_ps(x.lo, lo, acc));
   }
   static __m256 pow2(__m256 n) {
@@ -151,8 +148,7 @@ struct Avx2 {
   static __m256i narrow(__m256 x) {
     const __m256i bits = _mm256_castps_si256(x);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i r = _mm256_srli_epi32(
-        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i r = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
     const __m256i nan = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
     return _mm256_blendv_epi8(r, nan, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
   }

@@ -47,9 +47,7 @@ struct Avx512Vnni {
     const uint32_t mask = n >= 16 ? 0xffffu : n > 0 ? (1u << n) - 1u : 0u;
     return {_mm512_mask_mov_ps(other.v, static_cast<__mmask16>(mask), a.v)};
   }
-  static F round(F a) {
-    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-  }
+  static F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   static F pow2(F n) {
     const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
@@ -76,8 +74,7 @@ struct Avx512Vnni {
   static void store_bf16(uint16_t* p, F a) {
     const __m512i bits = _mm512_castps_si512(a.v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i r = _mm512_srli_epi32(
-        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    __m512i r = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
     r = _mm512_mask_or_epi32(r, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
@@ -101,9 +98,7 @@ struct Avx512Vnni {
     return {_mm512_set1_epi32(x)};
   }
   static B4 load4(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
-  static void dot4(I& acc, A4 a, B4 b) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v));
-  }
+  static void dot4(I& acc, A4 a, B4 b) { asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v)); }
 
   // Without AVX512_BF16: a bf16 is the upper half of a float, so two shifts and two FMAs.
   struct A2 {
@@ -119,8 +114,7 @@ struct Avx512Vnni {
   static B2 load2(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
   static void dot2(F& acc, A2 a, B2 b) {
     const __m512 lo = _mm512_castsi512_ps(_mm512_slli_epi32(b.v, 16));
-    const __m512 hi = _mm512_castsi512_ps(
-        _mm512_and_si512(b.v, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+    const __m512 hi = _mm512_castsi512_ps(_mm512_and_si512(b.v, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
     acc.v = _mm512_fmadd_ps(a.lo, lo, acc.v);
     acc.v = _mm512_fmadd_ps(a.hi, hi, acc.v);
   }
@@ -128,9 +122,7 @@ struct Avx512Vnni {
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
  private:
-  static __m256 upper(__m512 v) {
-    return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
-  }
+  static __m256 upper(__m512 v) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)); }
 };
 
 }  // namespace

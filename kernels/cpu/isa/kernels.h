@@ -15,9 +15,9 @@ inline constexpr int kPanel = 64;
 
 // What happens to a finished tile.
 enum class Epilogue {
-  kStore,     // out[m, n] = value
-  kAdd,       // out[m, n] += value (residual)
-  kSiluMul,   // columns alternate 16 of gate, 16 of up: out[m, n / 2] = silu(gate) * up
+  kStore,    // out[m, n] = value
+  kAdd,      // out[m, n] += value (residual)
+  kSiluMul,  // columns alternate 16 of gate, 16 of up: out[m, n / 2] = silu(gate) * up
 };
 
 // out = epilogue(A * B^T), for the half panels [begin, end) of B (32 columns each).

@@ -153,7 +153,8 @@ void Forward::layer(int member, int index) {
   barrier();
 }
 
-// Rows of fp32 -> what `linear` multiplies: int8 and a scale a row, or bf16. norm: RMSNorm first (empty: weights of one).
+// Rows of fp32 -> what `linear` multiplies: int8 and a scale a row, or bf16. norm: RMSNorm first (empty: weights of
+// one).
 void Forward::prepare(int member, const Rows& rows, const Linear& linear, const float* x, int width,
                       const std::vector<float>* norm, int hadamard) {
   int begin, end;
@@ -192,7 +193,8 @@ const void* Forward::share_of(const Linear* linear, int member) const {
   return linear->panel(begin / 2);
 }
 
-void Forward::gemm(int member, const Linear& linear, const Rows& rows, float* out, Epilogue epilogue, const Linear* next) {
+void Forward::gemm(int member, const Linear& linear, const Rows& rows, float* out, Epilogue epilogue,
+                   const Linear* next) {
   int begin, end;
   split(linear.half_panels(), member, begin, end);
   const int width = epilogue == Epilogue::kSiluMul ? linear.n() / 2 : linear.n();
@@ -226,7 +228,8 @@ void Forward::rotate_q(int member, const Rows& rows) {
     for (int h = 0; h < c_.heads; ++h) {
       const int kv_head = h / c_.group(), g = h % c_.group();
       const size_t row = (sz(kv_head) * sz(rows.count) + sz(r)) * sz(c_.group()) + sz(g);
-      k_.rope(w_.q.data() + (sz(r) * sz(c_.heads) + sz(h)) * sz(d), d, cos, sin, scale, w_.q_heads.data() + row * sz(d));
+      k_.rope(w_.q.data() + (sz(r) * sz(c_.heads) + sz(h)) * sz(d), d, cos, sin, scale,
+              w_.q_heads.data() + row * sz(d));
     }
   }
 }
@@ -247,10 +250,12 @@ void Forward::store_kv(int member, int index) {
       const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
       const float* k = w_.kv.data() + sz(t) * sz(width) + sz(h) * sz(d);
       // The node's memory is this pass's own until it returns.
-      uint16_t* keys = const_cast<uint16_t*>(node.k) + plane * key_size(node.n, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
+      uint16_t* keys =
+          const_cast<uint16_t*>(node.k) + plane * key_size(node.n, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
       k_.rope(k, d, cos, sin, 1.0f, rotated);
       for (int j = 0; j < half; ++j) std::memcpy(keys + sz(j) * 32, rotated + 2 * j, 4);
-      uint16_t* values = const_cast<uint16_t*>(node.v) + plane * value_size(node.n, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
+      uint16_t* values =
+          const_cast<uint16_t*>(node.v) + plane * value_size(node.n, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
       k_.to_bf16(k + c_.kv_size(), d, rotated);
       for (int j = 0; j < d; ++j) values[2 * j] = rotated[j];
       if (i + 1 < node.n) continue;

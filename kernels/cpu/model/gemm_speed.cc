@@ -10,9 +10,7 @@
 namespace aegis {
 namespace {
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace
 
@@ -40,8 +38,8 @@ GemmSpeed measure_gemm(const Kernels& kernels, int rows, int n, int k, int threa
     const int halves = linear.half_panels();
     auto multiply = [&](int member) {
       const int begin = halves * member / threads, end = halves * (member + 1) / threads;
-      linear.run(kernels, a.data(), a_scale.data(), rows, out.data(), static_cast<size_t>(n), Epilogue::kStore, begin, end,
-                 next.panel(begin / 2), nullptr);
+      linear.run(kernels, a.data(), a_scale.data(), rows, out.data(), static_cast<size_t>(n), Epilogue::kStore, begin,
+                 end, next.panel(begin / 2), nullptr);
     };
     std::vector<double> done(static_cast<size_t>(threads));
     auto dot = [&](int member) {

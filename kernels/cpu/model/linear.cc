@@ -59,8 +59,8 @@ void Linear::pack_int8(const int8_t* weight, const float* scale, int n, int k, R
   }
 }
 
-void Linear::pack_int4(const uint8_t* nibbles, const uint8_t* group_scale, const float* scale, int n, int k,
-                       int group, RowOrder order, int offset) {
+void Linear::pack_int4(const uint8_t* nibbles, const uint8_t* group_scale, const float* scale, int n, int k, int group,
+                       RowOrder order, int offset) {
   allocate(Scheme::kInt4, n, k, static_cast<size_t>(k) * kPanel / 2);
   group_ = group;
   const size_t groups = static_cast<size_t>(k / group);
@@ -111,10 +111,22 @@ void Linear::set_bias(const float* bias, RowOrder order) {
   for (int column = 0; column < n_; ++column) as<float>(bias_)[column] = bias[source_row(column, order)];
 }
 
-void Linear::run(const Kernels& kernels, const void* a, const float* a_scale, int rows, float* out,
-                 size_t out_stride, Epilogue epilogue, int begin, int end, const void* next, int8_t* scratch) const {
-  Gemm g{a,          a_scale, data_.get(), as<float>(scale_), as<int32_t>(init_), as<float>(bias_), out,
-         out_stride, rows,    k_,          n_,                begin,              end,              epilogue,
+void Linear::run(const Kernels& kernels, const void* a, const float* a_scale, int rows, float* out, size_t out_stride,
+                 Epilogue epilogue, int begin, int end, const void* next, int8_t* scratch) const {
+  Gemm g{a,
+         a_scale,
+         data_.get(),
+         as<float>(scale_),
+         as<int32_t>(init_),
+         as<float>(bias_),
+         out,
+         out_stride,
+         rows,
+         k_,
+         n_,
+         begin,
+         end,
+         epilogue,
          next};
   if (scheme_ == Scheme::kBf16) return kernels.gemm_bf16(g);
   if (scheme_ == Scheme::kInt8) return kernels.gemm_int8(g);

@@ -19,17 +19,16 @@ void Config::check() const {
           "intermediate must be a multiple of 16, up to 262144");
   require(within(head_dim, 16, 512) && (head_dim == 16 || head_dim % 32 == 0),
           "head_dim must be 16 or a multiple of 32, up to 512");
-  require(within(heads, 1, 1024) && within(kv_heads, 1, heads) && heads % kv_heads == 0,
-          "kv_heads must divide heads");
+  require(within(heads, 1, 1024) && within(kv_heads, 1, heads) && heads % kv_heads == 0, "kv_heads must divide heads");
   require(within(vocab, 1, 1 << 24), "vocab must be 1 to 16777216");
   require(within(context, 1, 1 << 20), "context must be 1 to 1048576");
   require(within(rows, 1, 4096), "rows must be 1 to 4096");
   require(norm_eps > 0.0f && norm_eps < 1.0f, "norm_eps must be between 0 and 1");
-  require(hadamard_block == 0 ||
-              (hadamard_block >= 16 && (hadamard_block & (hadamard_block - 1)) == 0 &&
-               intermediate % hadamard_block == 0),
+  require(hadamard_block == 0 || (hadamard_block >= 16 && (hadamard_block & (hadamard_block - 1)) == 0 &&
+                                  intermediate % hadamard_block == 0),
           "hadamard_block must be 0 or a power of two >= 16 that divides intermediate");
-  require(inverse_frequency.size() == static_cast<size_t>(head_dim / 2), "inverse_frequency must have head_dim / 2 values");
+  require(inverse_frequency.size() == static_cast<size_t>(head_dim / 2),
+          "inverse_frequency must have head_dim / 2 values");
 }
 
 Model::Model(Config config, int threads)
@@ -59,7 +58,8 @@ void Model::set_head(const float* weight, const float* bias) {
 void Model::check_complete() const {
   for (int i = 0; i < config_.layers; ++i) {
     const Layer& l = layers_[static_cast<size_t>(i)];
-    for (const auto& [linear, name] : {std::pair{&l.q, "q"}, {&l.kv, "kv"}, {&l.o, "o"}, {&l.gate_up, "gate_up"}, {&l.down, "down"}})
+    for (const auto& [linear, name] :
+         {std::pair{&l.q, "q"}, {&l.kv, "kv"}, {&l.o, "o"}, {&l.gate_up, "gate_up"}, {&l.down, "down"}})
       if (linear->scheme() == Scheme::kNone)
         throw std::invalid_argument("weight missing: layer " + std::to_string(i) + " " + name);
     // Both read the same prepared rows.

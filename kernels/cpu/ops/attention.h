@@ -144,8 +144,12 @@ struct AttentionOp {
     for (int i = 0; i < t.part_count; ++i) {
       const int n = visible(t, i);
       for (int r = 0; r < rows; r += kRows) {
-        const ScoresCall call{t.q + static_cast<size_t>(r) * t.d, t.d, t.parts[i].k,
-                              t.scores + static_cast<size_t>(r) * stride + offset, stride, padded(n) / 16};
+        const ScoresCall call{t.q + static_cast<size_t>(r) * t.d,
+                              t.d,
+                              t.parts[i].k,
+                              t.scores + static_cast<size_t>(r) * stride + offset,
+                              stride,
+                              padded(n) / 16};
         of_rows<kRows>(rows - r < kRows ? rows - r : kRows, call);
       }
       offset += padded(n);

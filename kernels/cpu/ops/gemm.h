@@ -55,8 +55,8 @@ template <class V, class D>
 struct GemmOp {
   using F = typename V::F;
 
-  // What the tiles of one panel prefetch of the next: `stride` bytes a step of K, at most two lines (128 bytes) of it, which
-  // covers all of it from two tiles (7 rows) on.
+  // What the tiles of one panel prefetch of the next: `stride` bytes a step of K, at most two lines (128 bytes) of it,
+  // which covers all of it from two tiles (7 rows) on.
   struct Ahead {
     const char* p;
     ptrdiff_t stride;
@@ -107,8 +107,7 @@ struct GemmOp {
     if constexpr (E == Epilogue::kSiluMul) {
 #pragma GCC unroll 16
       for (int c = 0; c < C; c += 2)
-        if (column + 16 * c < g.columns)
-          V::store(out + column / 2 + 8 * c, V::mul(Math<V>::silu(v[c]), v[c + 1]));
+        if (column + 16 * c < g.columns) V::store(out + column / 2 + 8 * c, V::mul(Math<V>::silu(v[c]), v[c + 1]));
     } else {
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) {
@@ -121,8 +120,8 @@ struct GemmOp {
   }
 
   template <int R, Epilogue E>
-  static void tile_of_rows(const Gemm& g, int rows, const char* a, size_t row_bytes, const char* b, int row,
-                           int column, Ahead& ahead) {
+  static void tile_of_rows(const Gemm& g, int rows, const char* a, size_t row_bytes, const char* b, int row, int column,
+                           Ahead& ahead) {
     if constexpr (R > 1) {
       if (rows < R) return tile_of_rows<R - 1, E>(g, rows, a, row_bytes, b, row, column, ahead);
     }
@@ -181,9 +180,15 @@ struct GemmOp {
       const int first = static_cast<int>(static_cast<int64_t>(g.rows) * i / blocks);
       const int last = static_cast<int>(static_cast<int64_t>(g.rows) * (i + 1) / blocks);
       switch (g.epilogue) {
-        case Epilogue::kStore: block<Epilogue::kStore>(g, first, last); break;
-        case Epilogue::kAdd: block<Epilogue::kAdd>(g, first, last); break;
-        case Epilogue::kSiluMul: block<Epilogue::kSiluMul>(g, first, last); break;
+        case Epilogue::kStore:
+          block<Epilogue::kStore>(g, first, last);
+          break;
+        case Epilogue::kAdd:
+          block<Epilogue::kAdd>(g, first, last);
+          break;
+        case Epilogue::kSiluMul:
+          block<Epilogue::kSiluMul>(g, first, last);
+          break;
       }
     }
   }

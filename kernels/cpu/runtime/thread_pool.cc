@@ -75,7 +75,9 @@ void ThreadPool::run_erased(Call call, void* argument) {
   if (threads_ > 1) {
     job_.fetch_add(1, std::memory_order_seq_cst);
     if (parked_.load(std::memory_order_seq_cst) > 0) {
-      { std::lock_guard<std::mutex> lock(parking_->mutex); }  // a worker is either before its check of job_ or waiting
+      {
+        std::lock_guard<std::mutex> lock(parking_->mutex);
+      }  // a worker is either before its check of job_ or waiting
       parking_->wake.notify_all();
     }
   }

@@ -14,8 +14,8 @@ namespace aegis {
 
 struct Node {
   int parent;
-  int start;  // position of its first token: the length of its ancestors
-  int n;      // tokens
+  int start;          // position of its first token: the length of its ancestors
+  int n;              // tokens
   const uint16_t* k;  // [layers, kv_heads, ceil(n / 16), d / 2, 16, 2], after rotary
   const uint16_t* v;  // [layers, kv_heads, ceil(n / 2), d, 2]
 };
