@@ -103,6 +103,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
     )
+    path.chmod(0o644)  # the library makes its files readable by their owner alone
 
 
 def save_policy(path: Path, k: np.ndarray, v: np.ndarray) -> None:

@@ -21,8 +21,7 @@ CORPUS = (
 )
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer() -> Tokenizer:
+def make_tiny_tokenizer() -> Tokenizer:
     """A byte-level BPE with 400 entries, three special tokens and one added token that is not special."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -36,6 +35,11 @@ def tiny_tokenizer() -> Tokenizer:
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    return make_tiny_tokenizer()
 
 
 @pytest.fixture(scope="session")
