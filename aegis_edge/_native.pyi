@@ -24,6 +24,11 @@ def int8_peak(threads: int, seconds: float = 0.3) -> float:
     Register-only int8 dot products: operations a second (2 a multiply-add).
     """
 
+def gemm_speed(rows: int, n: int, k: int, threads: int, copies: int = 1, rounds: int = 50) -> tuple[float, float]:
+    """
+    A W8A8 GEMM [rows, k] x [n, k] and, in turn with it, the register-only peak: operations a second, best rounds.
+    """
+
 def read_bandwidth(threads: int, megabytes: int = 64, seconds: float = 0.3) -> float:
     """Memory read speed in bytes a second."""
 
@@ -66,7 +71,7 @@ class Tree:
 
     def __len__(self) -> int: ...
 
-    def extend(self, ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], parents: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], hidden: bool = False) -> tuple:
+    def extend(self, ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], parents: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], hidden: bool = False) -> tuple[Annotated[NDArray[numpy.float32], dict(order='C')], Annotated[NDArray[numpy.float32], dict(order='C')] | None]:
         """
         Adds segments; returns (logits f32 [slots, rows], hidden f32 [slots, hidden] or None).
         """

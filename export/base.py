@@ -185,10 +185,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     for stale in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         clean.pop(stale, None)
     config = AutoConfig.for_model(**clean)
-    model = type(read)(config)
+    model: Any = type(read)(config)
     # strict: a tensor that the fresh model lacks would be lost without a word.
     model.load_state_dict(read.state_dict(), strict=True)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -196,8 +196,8 @@ struct PyTree {
     if (!same) fail(what + " have the wrong shape for this model");
   }
 
-  nb::tuple extend(In<int32_t, 1> ids, In<int32_t, 1> offsets, In<int32_t, 1> parents, In<int32_t, 1> slots,
-                   bool hidden) {
+  std::tuple<Out<float>, std::optional<Out<float>>> extend(In<int32_t, 1> ids, In<int32_t, 1> offsets,
+                                                           In<int32_t, 1> parents, In<int32_t, 1> slots, bool hidden) {
     const size_t segments = parents.shape(0);
     if (segments < 1 || segments > (1u << 24) || offsets.shape(0) != segments + 1)
       fail("offsets must be one more than parents");
@@ -215,8 +215,7 @@ struct PyTree {
                           static_cast<int>(count)},
                          logits.data(), hidden ? states->data() : nullptr);
     }
-    if (hidden) return nb::make_tuple(logits, *states);
-    return nb::make_tuple(logits, nb::none());
+    return {logits, states};
   }
 
   void truncate(int nodes) {
@@ -227,6 +226,9 @@ struct PyTree {
 
 }  // namespace
 }  // namespace aegis
+
+// An array is taken as it is or refused: nanobind would convert a dtype silently, and 1.7 or 2^32 + 1 become ids.
+static auto exact(const char* name) { return nb::arg(name).noconvert(); }
 
 NB_MODULE(_native, m) {
   using namespace aegis;
@@ -267,24 +269,26 @@ NB_MODULE(_native, m) {
             new (self) PyModel(std::move(c), threads);
           },
           nb::kw_only(), "layers"_a, "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "intermediate"_a, "vocab"_a,
-          "context"_a, "rows"_a, "norm_eps"_a, "hadamard_block"_a, "rope_scale"_a, "inverse_frequency"_a, "threads"_a)
+          "context"_a, "rows"_a, "norm_eps"_a, "hadamard_block"_a, "rope_scale"_a, exact("inverse_frequency"),
+          "threads"_a)
       .def_prop_ro("threads", [](const PyModel& p) { return p.model.threads(); })
       .def_prop_ro("isa", [](const PyModel& p) { return std::string(p.model.kernels().name); })
-      .def("set_int8", &PyModel::set_int8, "layer"_a, "name"_a, "weight"_a, "scale"_a)
-      .def("set_int4", &PyModel::set_int4, "layer"_a, "name"_a, "weight"_a, "group_scale"_a, "scale"_a)
-      .def("set_bf16", &PyModel::set_bf16, "layer"_a, "name"_a, "weight"_a)
-      .def("set_bias", &PyModel::set_bias, "layer"_a, "name"_a, "bias"_a)
-      .def("set_norm", &PyModel::set_norm, "layer"_a, "name"_a, "weight"_a)
-      .def("set_embedding", &PyModel::set_embedding, "rows"_a)
-      .def("set_head", &PyModel::set_head, "weight"_a, "bias"_a)
+      .def("set_int8", &PyModel::set_int8, "layer"_a, "name"_a, exact("weight"), exact("scale"))
+      .def("set_int4", &PyModel::set_int4, "layer"_a, "name"_a, exact("weight"), exact("group_scale"), exact("scale"))
+      .def("set_bf16", &PyModel::set_bf16, "layer"_a, "name"_a, exact("weight"))
+      .def("set_bias", &PyModel::set_bias, "layer"_a, "name"_a, exact("bias"))
+      .def("set_norm", &PyModel::set_norm, "layer"_a, "name"_a, exact("weight"))
+      .def("set_embedding", &PyModel::set_embedding, exact("rows"))
+      .def("set_head", &PyModel::set_head, exact("weight"), exact("bias"))
       .def("check_complete", [](const PyModel& p) { p.model.check_complete(); })
-      .def("compute_root", &PyModel::compute_root, "ids"_a,
+      .def("compute_root", &PyModel::compute_root, exact("ids"),
            "Keys [L, Hkv, ceil(n/16), d/2, 16, 2] and values [L, Hkv, ceil(n/2), d, 2] of a root, bf16 as uint16.");
 
   nb::class_<PyTree>(m, "Tree", "A token tree under a policy root.")
-      .def(nb::init<PyModel&, Bytes, Bytes, int>(), "model"_a, "keys"_a, "values"_a, "tokens"_a, nb::keep_alive<1, 2>())
+      .def(nb::init<PyModel&, Bytes, Bytes, int>(), "model"_a, exact("keys"), exact("values"), "tokens"_a,
+           nb::keep_alive<1, 2>())
       .def("__len__", [](const PyTree& t) { return t.tree.size(); })
-      .def("extend", &PyTree::extend, "ids"_a, "offsets"_a, "parents"_a, "slots"_a, "hidden"_a = false,
-           "Adds segments; returns (logits f32 [slots, rows], hidden f32 [slots, hidden] or None).")
+      .def("extend", &PyTree::extend, exact("ids"), exact("offsets"), exact("parents"), exact("slots"),
+           "hidden"_a = false, "Adds segments; returns (logits f32 [slots, rows], hidden f32 [slots, hidden] or None).")
       .def("truncate", &PyTree::truncate, "nodes"_a);
 }

@@ -29,7 +29,10 @@ struct TinyLinear {
     if (scheme == Scheme::kBf16) bf16 = random_bf16(random, size, 1.73f * deviation);
     if (scheme == Scheme::kInt4) {
       nibbles.resize(size / 2);
-      for (uint8_t& x : nibbles) x = static_cast<uint8_t>(random.integer(1, 15) | random.integer(1, 15) << 4);
+      for (uint8_t& x : nibbles) {  // two statements: operands of | may be drawn in either order
+        const int low = random.integer(1, 15);
+        x = static_cast<uint8_t>(low | random.integer(1, 15) << 4);
+      }
       for (size_t i = 0; i < size / sz(group); ++i) group_scale.push_back(static_cast<uint8_t>(random.integer(9, 18)));
     }
     if (biased) bias = random_floats(random, sz(n), 0.2f);
