@@ -195,5 +195,7 @@ def _is_ids(value: Any, vocab: int) -> bool:
 
 def _number(table: dict[str, Any], key: str, where: str, low: float, high: float) -> None:
     value = table.get(key)
-    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _bad(f"{where}.{key} {value!r} is no number")
+    if not math.isfinite(value) or not low <= value <= high:
         raise _bad(f"{where}.{key} {value!r} is no number in {low:g}..{high:g}")

@@ -12,7 +12,6 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,12 @@ from aegis_edge.errors import ArtifactError
 MAX_HEADER = 16 << 20  # bytes; a 1,000-layer guard has a header of about 1 MB
 MAX_JSON_DEPTH = 24
 # bf16 has no numpy type: its bits are handed on as uint16.
-_DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "I8": np.dtype("i1"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "BF16": np.dtype("<u2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class TensorFile:
         """A fresh array of one tensor (bf16 as uint16)."""
         info = self._info(name)
         data = np.empty(info.nbytes, np.uint8)
-        view, done = memoryview(data), 0
+        view, done = data.data, 0
         while done < info.nbytes:
             count = os.preadv(self._descriptor, [view[done:]], info.offset + done)
             if count == 0:
@@ -187,7 +191,7 @@ def _no_constant(text: str) -> None:
 def _check_depth(value: Any, left: int) -> None:
     if left == 0:
         raise RecursionError
-    inner: Callable[[], Any] | None = {dict: lambda: value.values(), list: lambda: value}.get(type(value))
-    for item in inner() if inner else ():
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in inner:
         if isinstance(item, (dict, list)):
             _check_depth(item, left - 1)

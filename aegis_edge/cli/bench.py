@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def bench(settings: Settings, out: Path, *, quick: bool, as_json: bool) -> None:
     settings = replace(settings, work=cache_folder() / "bench")
     if quick:
         settings = replace(settings, lengths=(16, 64), rounds=2, compared=32, budget=1.0, batch=8)
-    rows = run(settings, Bars())
+    with redirect_stdout(sys.stderr):  # peers print what they convert
+        rows = run(settings, Bars())
     page = report.write(rows, out)
     if as_json:
         for row in rows:

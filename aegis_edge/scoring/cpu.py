@@ -209,7 +209,7 @@ class CpuTree:
             raise ScorerError(str(error)) from error
         if order is not None:
             logits, hidden = logits[order], None if hidden is None else hidden[order]
-        if self._vocabulary is not None:
+        if self._vocabulary is not None and hidden is not None:
             self.log_sum_exp = self._vocabulary.log_sum_exp(hidden)
         return logits
 

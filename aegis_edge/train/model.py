@@ -14,7 +14,7 @@ holds it to transformers + peft.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +67,14 @@ class LoraLinear(torch.autograd.Function):
     """y = x W^T + (x A^T) B^T with W frozen: no gradient and no saved buffer for W."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
         u = x @ a.t()
         y = torch.addmm(x @ weight.t(), u, b.t())
         ctx.save_for_backward(x, u, weight, a, b)
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, u, weight, a, b = ctx.saved_tensors
         t = grad @ b
         dx = torch.addmm(grad @ weight, t, a) if ctx.needs_input_grad[0] else None
@@ -91,7 +91,16 @@ class TreeAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, root_k, root_v, mask, score_gradient):  # type: ignore[override]
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        root_k: Tensor,
+        root_v: Tensor,
+        mask: Tensor,
+        score_gradient: Callable[..., tuple[Tensor, Tensor]],
+    ) -> Tensor:
         batch = q.shape[1]
         keys = torch.cat((root_k[:, None].expand(-1, batch, -1, -1), k), 2).transpose(0, 1)
         values = torch.cat((root_v[:, None].expand(-1, batch, -1, -1), v), 2).transpose(0, 1)
@@ -105,7 +114,7 @@ class TreeAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, root_k, root_v, mask, out, lse = ctx.saved_tensors
         kv, batch, rows, dim = q.shape
         grad = grad.contiguous()
