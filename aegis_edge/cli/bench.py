@@ -36,7 +36,9 @@ def bench(settings: Settings, out: Path, *, quick: bool, as_json: bool) -> None:
     """Run, write the report into `out`, print its tables (or its rows). Raises AegisError."""
     settings = replace(settings, work=cache_folder() / "bench")
     if quick:
-        settings = replace(settings, lengths=(16, 64), rounds=2, compared=32, budget=1.0, batch=8)
+        settings = replace(
+            settings, lengths=(16, 64), rounds=2, compared=min(32, settings.compared), budget=1.0, batch=8
+        )
     with redirect_stdout(sys.stderr):  # peers print what they convert
         rows = run(settings, Bars())
     page = report.write(rows, out)
