@@ -78,9 +78,10 @@ def export_guard(
 ) -> Exported:
     """Export a guard into the folder `out`; progress goes to `console` (standard error by default).
 
-    base         "smollm2-135m-instruct", a Hugging Face folder, a .gguf file or a hub id adapter      a PEFT
-    folder; None: the packaged one for the default base, no adapter for others; "none": no adapter policy
-    None: the 23 Aegis 2.0 categories quantize     "w8a8", "w4a8" or "bf16"
+    base         "smollm2-135m-instruct", a Hugging Face folder, a .gguf file or a hub id
+    adapter      a PEFT folder; None: the packaged one for the default base, none for others; "none": no adapter
+    policy       None: the 23 Aegis 2.0 categories
+    quantize     "w8a8", "w4a8" or "bf16"
     calibration  a text file (see calibration.py); None: the text that ships with the project
     force        replace an artefact at `out`, which stays in place until the new one is whole
 
