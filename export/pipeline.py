@@ -79,7 +79,7 @@ def export_guard(
     """Export a guard into the folder `out`; progress goes to `console` (standard error by default).
 
     base         "smollm2-135m-instruct", a Hugging Face folder, a .gguf file or a hub id
-    adapter      a PEFT folder; None: the packaged one for the default base, none for others; "none": no adapter
+    adapter      a PEFT folder; None: the packaged one for the default base, else none; "none": no adapter
     policy       None: the 23 Aegis 2.0 categories
     quantize     "w8a8", "w4a8" or "bf16"
     calibration  a text file (see calibration.py); None: the text that ships with the project
