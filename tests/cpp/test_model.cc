@@ -1,4 +1,5 @@
 // What a model refuses, by message, and that a refusal leaves the tree as it was.
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -6,6 +7,7 @@
 #include <atomic>
 #include <climits>
 #include <functional>
+#include <new>
 #include <stdexcept>
 #include <thread>
 
@@ -235,3 +237,37 @@ TEST(fork_during_a_pass) {
   stop = true;
   busy.join();
 }
+
+#if !defined(__SANITIZE_ADDRESS__)  // which needs its address space
+// Memory that runs out while a pass is prepared: the tree is as it was, and a smaller pass works.
+TEST(out_of_memory) {
+  if (emulated()) return;
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    Config config = tiny_config();
+    config.context = 1 << 20;
+    const TinyModel tiny(Scheme::kInt8, config);
+    const auto model = tiny.build(1);
+    Tree tree(nullptr, nullptr, 0);
+    const auto wanted = extend(*model, tree, {{{1, 2, 3}, 0, {2}}});
+    long pages = 0;
+    std::FILE* f = std::fopen("/proc/self/statm", "r");
+    if (f == nullptr || std::fscanf(f, "%ld", &pages) != 1) _exit(2);
+    const rlim_t size = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE)) + (64u << 20);
+    const rlimit limit{size, size};
+    setrlimit(RLIMIT_AS, &limit);
+    Random random(73);
+    const auto ids = random_ids(random, 50000, config.vocab);  // 1 KB of keys and values a token, 2 KB of scratch
+    for (int parts : {1, 2, 3})
+      CHECK_THROWS(extend(*model, tree, std::vector<Segment>(sz(parts), {ids, 1, {0}})), std::bad_alloc, "");
+    CHECK(tree.size() == 2);
+    CHECK(same_bits(extend(*model, tree, {{{1, 2, 3}, 0, {2}}}), wanted));
+    std::fflush(stdout);
+    _exit(failures == 0 ? 0 : 1);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+#endif
