@@ -257,3 +257,9 @@ def test_the_default_base_loads_from_its_cache(base_folder, tmp_path):
     shutil.copytree(base_folder, tmp_path / "copy")
     parent = load_parent(str(tmp_path / "copy"))
     assert parent.head.kind == "tokens" and parent.model.config.num_hidden_layers == 30
+
+
+def test_the_packaged_adapter_is_found_as_installed():
+    assert {"adapter_config.json", "adapter_model.safetensors", "verdict_head.safetensors"} <= {
+        file.name for file in merge.PACKAGED_ADAPTER.iterdir()
+    }
