@@ -1,10 +1,9 @@
 """GPTQ (arXiv 2210.17323): round the columns of a matrix one after another, and let the columns to come make
 up for the error.
 
-Minimises |W X_parent - W_q X|^2 where X is what the projection sees in the *quantised* model (int8
-activations, all earlier layers quantised) and X_parent what it saw in the parent: the matrix is first moved
-to the least-squares answer for X (`correct`), so that it makes up for the error of earlier layers, then
-rounded against X's second moments (`solve`).
+Minimises |(W - W_q) X|^2 where X is what the projection sees in the *quantised* model. Moving W first to make
+up for the error of earlier layers was tried and left out: with two digits for the tokens that count it gained
+nothing (margin error 3.8 % of their deviation on development text against 3.3 %) and took half as long again.
 """
 
 from __future__ import annotations
@@ -24,13 +23,6 @@ def second_moments(seen: Tensor, weighted: Tensor, damping: float) -> Tensor:
     mean = moments.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
     moments.diagonal().add_(damping * mean)
     return moments
-
-
-def correct(weight: Tensor, drift: Tensor, weighted: Tensor, moments: Tensor) -> Tensor:
-    """W + W (X_parent - X)^T D X (X^T D X + damping)^-1, with drift = X_parent - X [T, K], weighted = D X and
-    their second moments."""
-    wanted = weight @ (drift.T @ weighted)
-    return weight + torch.linalg.solve(moments.double(), wanted.double(), left=False).float()
 
 
 def solve(weight: Tensor, moments: Tensor, step: Callable[[int], Tensor], limit: int) -> Tensor:

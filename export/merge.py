@@ -22,7 +22,7 @@ from aegis_edge.export.architecture import check_architecture
 from aegis_edge.export.base import DEFAULT_BASE, Base, file_sha256, resolve_base
 from aegis_edge.families import DEFAULT_FAMILY, Family, get_family
 
-# By __file__: an editable install gives the package several folders, the first with the compiled module alone.
+# By __file__: an editable install gives the package several folders, the first holding the compiled module.
 PACKAGED_ADAPTER = Path(str(aegis_edge.__file__)).parent / "adapters" / "aegis-edge-135m"
 NO_ADAPTER = "none"
 # bf16 keeps 8 significant bits: merged weights may differ from base + adapter by that much of the largest

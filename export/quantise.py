@@ -6,7 +6,8 @@ int4   w = q * group[n, g] * scale[n], q in [-7, 7], group an integer in 1..18: 
 bf16   w rounded to bf16, inputs rounded to bf16, fp32 accumulation
 
 Activations of the integer formats: int8 a token, symmetric, x8 = round_half_even(x * 127 / absmax), scale
-absmax / 127.
+absmax / 127. Tokens that count for more than one (`fine`: the policy's, and where a verdict is read) have a
+second digit: what rounding left over, int8 in steps of scale / 254.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional
 GROUP = 32
 GROUP_MAX = 18  # 7 * 18 = 126, the largest product that is an int8
 NIBBLE_MAX = 7
+LOW_STEPS = 254  # of the second digit in one of the first: kLowSteps in kernels/cpu/isa/kernels.h
 
 
 @dataclass
@@ -30,8 +32,8 @@ class Int8:
     scale: Tensor
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return _integer_gemm(x, self.weight, self.scale, self.bias)
+    def __call__(self, x: Tensor, fine: Tensor) -> Tensor:
+        return _integer_gemm(x, fine, self.weight, self.scale, self.bias)
 
 
 @dataclass
@@ -44,8 +46,8 @@ class Int4:
     scale: Tensor
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return _integer_gemm(x, self.expanded(), self.scale, self.bias)
+    def __call__(self, x: Tensor, fine: Tensor) -> Tensor:
+        return _integer_gemm(x, fine, self.expanded(), self.scale, self.bias)
 
     def expanded(self) -> Tensor:
         """The int8 weights that the runtime's GEMM sees, [N, K]."""
@@ -64,15 +66,14 @@ class Bf16:
     weight: Tensor
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, fine: Tensor) -> Tensor:
         return functional.linear(x.bfloat16().float(), self.weight.float(), self.bias)
 
 
-def _integer_gemm(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    x8, step = quantise_tokens(x)
+def _integer_gemm(x: Tensor, fine: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     # fp32 holds the sums of these products to within one part in 2^24: the runtime's int32 differs by
     # rounding only.
-    y = functional.linear(x8, weight.float()) * step * scale
+    y = functional.linear(as_seen(x, fine), weight.float()) * scale
     return y if bias is None else y + bias
 
 
@@ -83,10 +84,16 @@ def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x * inverse).round(), absmax / 127.0
 
 
-def as_seen(x: Tensor) -> Tensor:
-    """The inputs that an integer projection multiplies: x through int8 and back."""
+def as_seen(x: Tensor, fine: Tensor) -> Tensor:
+    """The inputs that an integer projection multiplies: x [T, K] through int8 and back, with a second digit
+    where `fine` (bool [T])."""
     x8, step = quantise_tokens(x)
-    return x8 * step
+    seen = x8 * step
+    rest = x[fine] - seen[fine]
+    finer = step[fine] / LOW_STEPS
+    inverse = torch.where(finer > 0, 1.0 / finer, 0.0)
+    seen[fine] += (rest * inverse).round().clamp(-127, 127) * finer
+    return seen
 
 
 def int8_scale(weight: Tensor) -> Tensor:

@@ -91,9 +91,9 @@ def quantise_trunk(
         for name in PROJECTIONS:
             dense = getattr(layer, name)
             wanted, seen = parent_run.inputs(layer, name), guard_run.inputs(quantised, name)
-            projection = quantise(dense, wanted, seen, weights, scheme)
+            projection = quantise(dense, seen, text.fine, weights, scheme)
             setattr(quantised, name, projection)
-            target, given = dense(wanted), projection(seen)
+            target, given = dense(wanted), projection(seen, text.fine)
             errors[f"layers.{i}.{name}"] = ((given - target).norm() / target.norm()).item()
             parent_run.apply(name, target)
             guard_run.apply(name, given)
@@ -109,15 +109,12 @@ def token_weights(text: Text) -> Tensor:
     return weights
 
 
-def quantise(dense: Dense, wanted: Tensor, seen: Tensor, weights: Tensor, scheme: str) -> Projection:
-    """One projection in `scheme`; wanted: its inputs in the parent, seen: in the model quantised so far, both
-    [T, K]."""
+def quantise(dense: Dense, seen: Tensor, fine: Tensor, weights: Tensor, scheme: str) -> Projection:
+    """One projection in `scheme`; seen: its inputs in the model quantised so far, [T, K]."""
     if scheme == "bf16":
         return Bf16(dense.weight.bfloat16(), dense.bias)
-    seen = as_seen(seen)
-    weighted = seen * weights
-    moments = gptq.second_moments(seen, weighted, _DAMPING)
-    weight = gptq.correct(dense.weight, wanted - seen, weighted, moments)
+    seen, weight = as_seen(seen, fine), dense.weight
+    moments = gptq.second_moments(seen, seen * weights, _DAMPING)
     if scheme == "w8a8":
         scale = int8_scale(weight)
         return Int8(gptq.solve(weight, moments, lambda k: scale, 127), scale, dense.bias)

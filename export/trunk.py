@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from aegis_edge.export.architecture import rope_parameters
 
-Projection = Callable[[Tensor], Tensor]
+Projection = Callable[[Tensor, Tensor], Tensor]  # of inputs [T, K] and Text.fine [T]
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
 
 
@@ -46,7 +46,7 @@ class Dense:
     weight: Tensor
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, fine: Tensor | None = None) -> Tensor:
         return functional.linear(x, self.weight, self.bias)
 
 
@@ -92,6 +92,14 @@ class Text:
     starts: tuple[int, ...]
     slots: Tensor
     pairs: Tensor
+
+    @property
+    def fine(self) -> Tensor:
+        """bool [T]: tokens whose int8 inputs have two digits in the runtime: the policy's and the slots."""
+        fine = torch.zeros(len(self.ids), dtype=torch.bool)
+        fine[: self.root] = True
+        fine[self.slots] = True
+        return fine
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """(start, end) of the root, then of every conversation."""
@@ -259,5 +267,5 @@ def run(trunk: Trunk, text: Text) -> Tensor:
     stream = Stream(trunk, text)
     for layer in trunk.layers:
         for name in PROJECTIONS:
-            stream.apply(name, getattr(layer, name)(stream.inputs(layer, name)))
+            stream.apply(name, getattr(layer, name)(stream.inputs(layer, name), text.fine))
     return stream.logits()

@@ -169,7 +169,7 @@ struct PyModel {
       nb::gil_scoped_release release;
       Tree tree(nullptr, nullptr, 0);
       const int32_t offsets[] = {0, n}, parents[] = {0};
-      model.extend(tree, {ids.data(), offsets, parents, 1, nullptr, 0}, nullptr, nullptr);
+      model.extend(tree, {ids.data(), offsets, parents, 1, nullptr, 0, true}, nullptr, nullptr);
       std::memcpy(k.data(), tree.node(1).k, k.size() * sizeof(uint16_t));
       std::memcpy(v.data(), tree.node(1).v, v.size() * sizeof(uint16_t));
     }

@@ -152,6 +152,28 @@ TEST(extreme_values) {
   }
 }
 
+// Second digits are multiplied once, though the rows that add them come in several blocks.
+TEST(second_digits_of_rows_in_several_blocks) {
+  Random random(9);
+  Int8Case c(random, 37, 32, 16384);
+  auto values = c.values();
+  const auto digits = values;
+  for (int r = 0; r < 37; ++r)
+    for (int column = 0; column < 32; ++column) values[sz(r * 32 + column)] += digits[sz((36 - r) * 32 + column)];
+  for_each_isa([&](const Kernels& k) {
+    about("%s", k.name);
+    Linear linear;
+    linear.pack_int8(c.weight.data(), c.b_scale.data(), 32, c.k, RowOrder::kPlain, k.activation_offset);
+    const auto a = c.activations(k);
+    std::vector<int32_t> low_of;
+    for (int r = 0; r < 37; ++r) low_of.push_back(36 - r);
+    std::vector<float> low_out(37 * 64), got(values.size());
+    linear.run(k, {a.data(), c.a_scale.data(), 37, a.data(), c.a_scale.data(), 37, low_of.data()}, got.data(), 32,
+               Epilogue::kStore, 0, 1, nullptr, nullptr, low_out.data());
+    CHECK(same_bits(got, values));
+  });
+}
+
 // The comparison sees one weight that is off by one.
 TEST(one_wrong_weight_is_seen) {
   Random random(6);
@@ -198,6 +220,19 @@ TEST(linear_layers) {
               for (int r = 0; r < rows; ++r) ordered[sz(r * n + column)] = values[sz(r * n + source)];
               bias[sz(column)] = c.bias[sz(source)];
             }
+          // Second digits for every third row.
+          Int8Case digits = c;
+          digits.rows = rows / 3;
+          std::vector<int32_t> low_of(rows, -1);
+          for (int r = 0; r < digits.rows; ++r) low_of[sz(3 * r + 1)] = digits.rows - 1 - r;
+          std::vector<float> with_low = ordered;
+          const auto low_values = digits.values();
+          for (int r = 0; r < rows; ++r)
+            for (int column = 0; column < n && low_of[sz(r)] >= 0; ++column) {
+              const int source =
+                  order == RowOrder::kPlain ? column : column / 32 * 16 + column % 16 + (column % 32 < 16 ? 0 : n / 2);
+              with_low[sz(r * n + column)] += low_values[sz(low_of[sz(r)] * n + source)];
+            }
           for_each_isa([&](const Kernels& k) {
             about("%s linear n=%d order=%d int4=%d group=%d", k.name, n, int(order), int4, group);
             Linear linear;
@@ -210,18 +245,23 @@ TEST(linear_layers) {
             CHECK(linear.int8_input() && linear.n() == n && linear.k() == depth);
             const auto a = c.activations(k);
             std::vector<int8_t> scratch(sz(depth) * kPanel);
-            for (Epilogue e : kEpilogues) {
-              const size_t width = sz(e == Epilogue::kSiluMul ? n / 2 : n);
-              std::vector<float> wanted(width * sz(rows), 1.5f), got = wanted;
-              finish(ordered, rows, n, bias.data(), e, 0, linear.half_panels(), width, wanted);
-              // In two parts, as two threads would: the cut falls inside a panel where there is more than one.
-              const int cut = linear.half_panels() / 2 | 1;
-              const int parts[] = {0, cut < linear.half_panels() ? cut : linear.half_panels(), linear.half_panels()};
-              for (int p = 0; p < 2; ++p)
-                linear.run(k, a.data(), c.a_scale.data(), rows, got.data(), width, e, parts[p], parts[p + 1], nullptr,
-                           scratch.data());
-              CHECK(same_bits(got, wanted));
-            }
+            std::vector<float> low_out(sz(digits.rows) * sz(linear.padded()));
+            const Inputs one{a.data(), c.a_scale.data(), rows, nullptr, nullptr, 0, nullptr};
+            const Inputs two{a.data(), c.a_scale.data(), rows, a.data(), c.a_scale.data(), digits.rows, low_of.data()};
+            for (Epilogue e : kEpilogues)
+              for (const Inputs* in : {&one, &two}) {
+                const size_t width = sz(e == Epilogue::kSiluMul ? n / 2 : n);
+                std::vector<float> wanted(width * sz(rows), 1.5f), got = wanted;
+                finish(in == &two ? with_low : ordered, rows, n, bias.data(), e, 0, linear.half_panels(), width,
+                       wanted);
+                // In two parts, as two threads would: the cut falls inside a panel where there is more than one.
+                const int cut = linear.half_panels() / 2 | 1;
+                const int parts[] = {0, cut < linear.half_panels() ? cut : linear.half_panels(), linear.half_panels()};
+                for (int p = 0; p < 2; ++p)
+                  linear.run(k, *in, got.data(), width, e, parts[p], parts[p + 1], nullptr, scratch.data(),
+                             low_out.data());
+                CHECK(same_bits(got, wanted));
+              }
           });
         }
 }

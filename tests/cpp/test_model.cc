@@ -156,6 +156,9 @@ TEST(bad_batches) {
     CHECK_THROWS(model->extend(tree, batch, logits.data(), nullptr), std::exception, bad.message);
     CHECK(tree.size() == 3);
   }
+  const int32_t ids[] = {1, 2}, offsets[] = {0, 2}, parents[] = {0}, slots[] = {1};
+  CHECK_THROWS(model->extend(tree, {ids, offsets, parents, 1, slots, 1, true}, logits.data(), nullptr),
+               std::invalid_argument, "a policy's root has no slots");
   for (float x : logits) CHECK(x == 5.0f);
   CHECK(same_bits(extend(*model, tree, good), wanted));
 }

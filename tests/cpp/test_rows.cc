@@ -35,7 +35,7 @@ Quantised quantised(const Kernels& kernels, int n, const F& f) {
 
 Quantised quantise(const Kernels& k, const std::vector<float>& x) {
   const int n = static_cast<int>(x.size());
-  return quantised(k, n, [&](uint8_t* out, float* scale) { k.quantise(x.data(), n, out, scale); });
+  return quantised(k, n, [&](uint8_t* out, float* scale) { k.quantise(x.data(), n, out, scale, nullptr); });
 }
 
 // y within half a step of what q stands for (and a few roundings of the largest), and all of the range is used.
@@ -80,12 +80,13 @@ TEST(norm) {
         std::vector<uint16_t> rounded(sz(n));
         k.norm_bf16(x.data(), weight, n, 1e-5f, rounded.data());
         for (size_t i = 0; i < wanted.size(); ++i) CHECK(rounded[i] == to_bf16(out[i]));
-        const auto q = quantised(
-            k, n, [&](uint8_t* bytes, float* scale) { k.norm_int8(x.data(), weight, n, 1e-5f, bytes, scale); });
+        const auto q = quantised(k, n, [&](uint8_t* bytes, float* scale) {
+          k.norm_int8(x.data(), weight, n, 1e-5f, bytes, scale, nullptr);
+        });
         check_steps(q, wanted);
         const auto& scalar = kernels_scalar();
         const auto same = quantised(scalar, n, [&](uint8_t* bytes, float* scale) {
-          scalar.norm_int8(x.data(), weight, n, 1e-5f, bytes, scale);
+          scalar.norm_int8(x.data(), weight, n, 1e-5f, bytes, scale, nullptr);
         });
         CHECK(q.values == same.values && same_bits(q.scale, same.scale));
       });
@@ -136,7 +137,7 @@ TEST(quantise_poison_and_zeros) {
         CHECK(std::isnan(quantise(k, x).scale));
         float scale = 0.0f;
         std::vector<uint8_t> bytes(48);
-        k.norm_int8(x.data(), nullptr, 48, 1e-5f, bytes.data(), &scale);
+        k.norm_int8(x.data(), nullptr, 48, 1e-5f, bytes.data(), &scale, nullptr);
         CHECK(std::isnan(scale));
       }
     about("%s zeros", k.name);
@@ -146,6 +147,47 @@ TEST(quantise_poison_and_zeros) {
 
 // A row whose largest is so small that 127 / largest is not finite: its scale is as small, its values stay in range
 // and are the same on every set.
+// Two digits stand for x to within half of the finer steps, from every operator that quantises; the first digit and
+// the scale are those of a row that has one.
+TEST(second_digits) {
+  Random random(29);
+  for (int n : {16, 64, 1536}) {
+    const auto x = random_floats(random, sz(n), 5.0f), weights = random_floats(random, sz(n), 2.0f);
+    const auto normed = double_norm(x, weights.data(), 1e-5);
+    for_each_isa([&](const Kernels& k) {
+      about("%s n=%d", k.name, n);
+      std::vector<float> scratch(sz(n));
+      std::vector<double> turned(sz(n));
+      k.hadamard(x.data(), n, 16, scratch.data());
+      for (int i = 0; i < n; ++i) turned[sz(i)] = scratch[sz(i)];
+      const auto check_digits = [&](const std::vector<double>& y, const auto& f) {
+        std::vector<uint8_t> low(sz(n));
+        const auto one = quantised(k, n, [&](uint8_t* out, float* scale) { f(out, scale, nullptr); });
+        const auto two = quantised(k, n, [&](uint8_t* out, float* scale) { f(out, scale, low.data()); });
+        CHECK(one.values == two.values && same_bits(one.scale, two.scale));
+        double worst_of_one = 0.0;
+        for (int i = 0; i < n; ++i) {
+          const int digit =
+              k.activation_offset == 0 ? static_cast<int8_t>(low[sz(i)]) : low[sz(i)] - k.activation_offset;
+          const double first = two.values[sz(i)] * double{two.scale};
+          CHECK(std::fabs(first + digit * double{two.scale / kLowSteps} - y[sz(i)]) <=
+                two.scale * (0.51 / kLowSteps + 127 * 0x1p-20));
+          worst_of_one = std::max(worst_of_one, std::fabs(first - y[sz(i)]));
+        }
+        CHECK(n < 64 || worst_of_one > two.scale * 0.2);  // what the second digit is for
+      };
+      check_digits(std::vector<double>(x.begin(), x.end()),
+                   [&](uint8_t* out, float* scale, uint8_t* low) { k.quantise(x.data(), n, out, scale, low); });
+      check_digits(normed, [&](uint8_t* out, float* scale, uint8_t* low) {
+        k.norm_int8(x.data(), weights.data(), n, 1e-5f, out, scale, low);
+      });
+      check_digits(turned, [&](uint8_t* out, float* scale, uint8_t* low) {
+        k.hadamard_int8(x.data(), n, 16, scratch.data(), out, scale, low);
+      });
+    });
+  }
+}
+
 TEST(quantise_denormal_rows) {
   for (float largest : {0x1p-149f, 1e-42f, 1e-38f, 3e-37f, 1e-36f}) {
     std::vector<float> x(32, 0.0f);
@@ -186,7 +228,7 @@ TEST(hadamard) {
       }
       std::vector<float> scratch(sz(n));
       const auto q = quantised(k, n, [&](uint8_t* bytes, float* scale) {
-        k.hadamard_int8(x.data(), n, block, scratch.data(), bytes, scale);
+        k.hadamard_int8(x.data(), n, block, scratch.data(), bytes, scale, nullptr);
       });
       check_steps(q, wanted);
     });
@@ -284,7 +326,7 @@ TEST(exp_and_silu) {
     std::vector<float> out(x.size());
     const Gemm g{a.data(),      scale.data(),       b.data(), scale.data(), init.data(), bias.data(),
                  out.data(),    x.size(),           1,        16,           n,           0,
-                 (n + 31) / 32, Epilogue::kSiluMul, nullptr};
+                 (n + 31) / 32, Epilogue::kSiluMul, nullptr,  nullptr,      nullptr};
     k.gemm_int8(g);
     for (size_t i = 0; i < x.size(); ++i) {
       about("%s silu(%g)", k.name, double{x[i]});

@@ -165,4 +165,10 @@ inline std::vector<float> extend(Model& model, Tree& tree, const std::vector<Seg
   return logits;
 }
 
+// A policy's root as node 1 under an empty node 0.
+inline void extend_root(Model& model, Tree& tree, const std::vector<int32_t>& ids) {
+  const int32_t offsets[] = {0, static_cast<int32_t>(ids.size())}, parents[] = {0};
+  model.extend(tree, {ids.data(), offsets, parents, 1, nullptr, 0, true}, nullptr, nullptr);
+}
+
 }  // namespace aegis::test

@@ -13,6 +13,9 @@ namespace aegis {
 // Columns (output channels) in one packed panel of B: four 16-lane vectors.
 inline constexpr int kPanel = 64;
 
+// Steps of a row's second int8 digit in one of the first.
+inline constexpr float kLowSteps = 254.0f;
+
 // What happens to a finished tile.
 enum class Epilogue {
   kStore,    // out[m, n] = value
@@ -39,6 +42,10 @@ struct Gemm {
   int begin, end;
   Epilogue epilogue;
   const void* next;  // what this thread reads after this GEMM, or null: prefetched by the last panel
+  // int8: the second digits of some rows, or null: a GEMM of its own with the same B, storing to scratch. Row
+  // low_of[r] of it, where that is >= 0, is added to row r before the epilogue.
+  const Gemm* low;
+  const int32_t* low_of;
 };
 
 // Keys and values of one node, for one layer and one KV head.
@@ -71,14 +78,15 @@ struct Kernels {
   // RMSNorm (arXiv 1910.07467) of x f32 [n]: x / sqrt(mean(x^2) + eps) * weight (null = ones).
   void (*norm)(const float* x, const float* weight, int n, float eps, float* out);
   void (*norm_bf16)(const float* x, const float* weight, int n, float eps, uint16_t* out);
-  void (*norm_int8)(const float* x, const float* weight, int n, float eps, uint8_t* out, float* scale);
-  // Symmetric int8 of x f32 [n]: scale = max|x| / 127; a NaN or Inf in x makes the scale NaN.
-  void (*quantise)(const float* x, int n, uint8_t* out, float* scale);
+  void (*norm_int8)(const float* x, const float* weight, int n, float eps, uint8_t* out, float* scale, uint8_t* low);
+  // Symmetric int8 of x f32 [n]: scale = max|x| / 127; a NaN or Inf in x makes the scale NaN. low, if not null: the
+  // second digit, int8 of what is left over, in steps of scale / 254.
+  void (*quantise)(const float* x, int n, uint8_t* out, float* scale, uint8_t* low);
   void (*to_bf16)(const float* x, int n, uint16_t* out);
   void (*from_bf16)(const uint16_t* x, int n, float* out);
   // x f32 [n] in blocks (a power of two, >= 16): out = H x / sqrt(block), Sylvester order; _int8: then quantised.
   void (*hadamard)(const float* x, int n, int block, float* out);
-  void (*hadamard_int8)(const float* x, int n, int block, float* scratch, uint8_t* out, float* scale);
+  void (*hadamard_int8)(const float* x, int n, int block, float* scratch, uint8_t* out, float* scale, uint8_t* low);
   // Rotates the pairs (i, i + d / 2) of one head: x f32 [d], cos and sin f32 [d / 2] -> bf16 [d], times scale.
   void (*rope)(const float* x, int d, const float* cos, const float* sin, float scale, uint16_t* out);
   float (*dot)(const float* a, const float* b, int n);

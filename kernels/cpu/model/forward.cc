@@ -23,11 +23,16 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
       w_(*model.workspace_),
       logits_(logits),
       hidden_(hidden),
-      first_node_(tree.size()) {
+      first_node_(tree.size()),
+      fine_(batch.fine ? batch.tokens() : batch.slot_count) {
   const int tokens = batch.tokens(), slots = batch.slot_count;
   w_.blocks.clear();
   w_.slot_blocks.clear();
   w_.segment_of.resize(sz(tokens));
+  w_.low_of.assign(sz(tokens), -1);
+  w_.slot_low_of.resize(sz(slots));
+  for (int i = 0; i < fine_; ++i) w_.low_of[sz(batch.fine ? i : batch.slots[i])] = i;
+  for (int i = 0; i < slots; ++i) w_.slot_low_of[sz(i)] = i;
   int longest = 0, positions = 0, slot = 0, depth = 1;
   for (int s = 0; s < batch.segments; ++s) {
     const int begin = batch.offsets[s], n = batch.offsets[s + 1] - begin;
@@ -58,6 +63,14 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   w_.a_slots.reserve(sz(slots) * sz(input) * 2);
   w_.a_scale.reserve(sz(tokens));
   w_.a_scale_slots.reserve(sz(slots));
+  w_.low.reserve(sz(fine_) * sz(input));
+  w_.low_slots.reserve(sz(slots) * sz(input));
+  w_.low_scale.reserve(sz(fine_));
+  w_.low_scale_slots.reserve(sz(slots));
+  const Layer& l = m_.layers_[0];
+  const int output =
+      widest(widest(l.q.padded() + l.kv.padded(), l.o.padded()), widest(l.gate_up.padded(), l.down.padded()));
+  w_.low_out.reserve(sz(fine_) * sz(output));
   w_.threads.resize(sz(m_.threads()));
   const size_t score_rows = sz(kQueryBlock) * sz(c_.group());
   for (auto& t : w_.threads) {
@@ -115,9 +128,12 @@ void Forward::layer(int member, int index) {
   const bool last = index + 1 == c_.layers;
   const Layer* following = last ? nullptr : &m_.layers_[sz(index + 1)];
   const int tokens = batch_.tokens(), slots = batch_.slot_count;
-  const Rows all{w_.x.data(), tokens, w_.a.data(), w_.a_scale.data(), &w_.blocks};
+  const Rows all{w_.x.data(),         tokens,    w_.a.data(), w_.a_scale.data(), fine_, w_.low.data(),
+                 w_.low_scale.data(), w_.low_of, &w_.blocks};
   // After the last layer only the slots are read: there, everything but keys and values is done for them alone.
-  const Rows some{w_.x_slots.data(), slots, w_.a_slots.data(), w_.a_scale_slots.data(), &w_.slot_blocks};
+  const Rows some{w_.x_slots.data(),         slots,          w_.a_slots.data(),
+                  w_.a_scale_slots.data(),   slots,          w_.low_slots.data(),
+                  w_.low_scale_slots.data(), w_.slot_low_of, &w_.slot_blocks};
   const Rows& rows = last ? some : all;
   const auto barrier = [&] { m_.pool_.barrier(); };
 
@@ -165,12 +181,15 @@ void Forward::prepare(int member, const Rows& rows, const Linear& linear, const 
     const float* row = x + sz(r) * sz(width);
     if (linear.int8_input()) {
       auto* out = reinterpret_cast<uint8_t*>(rows.a) + sz(r) * sz(width);
+      const int fine = rows.low_of[sz(r)];
+      auto* low = fine < 0 ? nullptr : reinterpret_cast<uint8_t*>(rows.low) + sz(fine) * sz(width);
       if (norm != nullptr)
-        k_.norm_int8(row, weight, width, c_.norm_eps, out, rows.a_scale + r);
+        k_.norm_int8(row, weight, width, c_.norm_eps, out, rows.a_scale + r, low);
       else if (hadamard != 0)
-        k_.hadamard_int8(row, width, hadamard, scratch, out, rows.a_scale + r);
+        k_.hadamard_int8(row, width, hadamard, scratch, out, rows.a_scale + r, low);
       else
-        k_.quantise(row, width, out, rows.a_scale + r);
+        k_.quantise(row, width, out, rows.a_scale + r, low);
+      if (fine >= 0) rows.low_scale[fine] = rows.a_scale[r] / kLowSteps;
     } else {
       if (hadamard != 0) {
         k_.hadamard(row, width, hadamard, scratch);
@@ -198,8 +217,12 @@ void Forward::gemm(int member, const Linear& linear, const Rows& rows, float* ou
   int begin, end;
   split(linear.half_panels(), member, begin, end);
   const int width = epilogue == Epilogue::kSiluMul ? linear.n() / 2 : linear.n();
-  linear.run(k_, rows.a, rows.a_scale, rows.count, out, sz(width), epilogue, begin, end, share_of(next, member),
-             w_.threads[sz(member)].panel.data());
+  linear.run(k_, inputs(rows), out, sz(width), epilogue, begin, end, share_of(next, member),
+             w_.threads[sz(member)].panel.data(), w_.low_out.data());
+}
+
+Inputs Forward::inputs(const Rows& rows) const {
+  return {rows.a, rows.a_scale, rows.count, rows.low, rows.low_scale, rows.fine, rows.low_of.data()};
 }
 
 // One stage for both: the half panels of q, then those of k and v, in one list.
@@ -209,11 +232,11 @@ void Forward::project_qkv(int member, const Layer& l, const Rows& q_rows, const 
   split(q + l.kv.half_panels(), member, begin, end);
   int8_t* scratch = w_.threads[sz(member)].panel.data();
   if (begin < q && q_rows.count > 0)
-    l.q.run(k_, q_rows.a, q_rows.a_scale, q_rows.count, w_.q.data(), sz(c_.q_size()), Epilogue::kStore, begin,
-            end < q ? end : q, end > q ? l.kv.data() : share_of(&l.o, member), scratch);
+    l.q.run(k_, inputs(q_rows), w_.q.data(), sz(c_.q_size()), Epilogue::kStore, begin, end < q ? end : q,
+            end > q ? l.kv.data() : share_of(&l.o, member), scratch, w_.low_out.data());
   if (end > q)
-    l.kv.run(k_, kv_rows.a, kv_rows.a_scale, kv_rows.count, w_.kv.data(), sz(2 * c_.kv_size()), Epilogue::kStore,
-             begin > q ? begin - q : 0, end - q, share_of(&l.o, member), scratch);
+    l.kv.run(k_, inputs(kv_rows), w_.kv.data(), sz(2 * c_.kv_size()), Epilogue::kStore, begin > q ? begin - q : 0,
+             end - q, share_of(&l.o, member), scratch, w_.low_out.data() + sz(fine_) * sz(l.q.padded()));
 }
 
 // q f32 [row, head, d] -> bf16 [kv head, row, head of the group, d], rotated and scaled by 1 / sqrt(d).

@@ -28,6 +28,7 @@ GemmSpeed measure_gemm(const Kernels& kernels, int rows, int n, int k, int threa
   for (uint8_t& x : a) x = static_cast<uint8_t>((state = state * 1664525u + 1013904223u) >> 24);
   std::vector<float> out(static_cast<size_t>(rows) * static_cast<size_t>(n));
 
+  const Inputs inputs{a.data(), a_scale.data(), rows, nullptr, nullptr, 0, nullptr};
   ThreadPool pool(threads);
   // A multiply-add costs at most a nanosecond, so a peak round is some tenths of a millisecond.
   constexpr int64_t kPeakSteps = 4000;
@@ -38,8 +39,8 @@ GemmSpeed measure_gemm(const Kernels& kernels, int rows, int n, int k, int threa
     const int halves = linear.half_panels();
     auto multiply = [&](int member) {
       const int begin = halves * member / threads, end = halves * (member + 1) / threads;
-      linear.run(kernels, a.data(), a_scale.data(), rows, out.data(), static_cast<size_t>(n), Epilogue::kStore, begin,
-                 end, next.panel(begin / 2), nullptr);
+      linear.run(kernels, inputs, out.data(), static_cast<size_t>(n), Epilogue::kStore, begin, end,
+                 next.panel(begin / 2), nullptr, nullptr);
     };
     std::vector<double> done(static_cast<size_t>(threads));
     auto dot = [&](int member) {

@@ -106,28 +106,42 @@ void Linear::pack_bf16(const uint16_t* weight, int n, int k, RowOrder order) {
 }
 
 void Linear::set_bias(const float* bias, RowOrder order) {
-  const size_t padded = static_cast<size_t>(n_ + kPanel - 1) / kPanel * kPanel;
-  bias_ = zeros<float>(padded);
+  bias_ = zeros<float>(static_cast<size_t>(padded()));
   for (int column = 0; column < n_; ++column) as<float>(bias_)[column] = bias[source_row(column, order)];
 }
 
-void Linear::run(const Kernels& kernels, const void* a, const float* a_scale, int rows, float* out, size_t out_stride,
-                 Epilogue epilogue, int begin, int end, const void* next, int8_t* scratch) const {
-  Gemm g{a,
-         a_scale,
-         data_.get(),
-         as<float>(scale_),
-         as<int32_t>(init_),
-         as<float>(bias_),
-         out,
-         out_stride,
-         rows,
-         k_,
-         n_,
-         begin,
-         end,
-         epilogue,
-         next};
+void Linear::run(const Kernels& kernels, const Inputs& in, float* out, size_t out_stride, Epilogue epilogue, int begin,
+                 int end, const void* next, int8_t* scratch, float* low) const {
+  const float* scale = as<float>(scale_);
+  const int32_t* init = as<int32_t>(init_);
+  Gemm g{};
+  g.a = in.a;
+  g.a_scale = in.scale;
+  g.b = data_.get();
+  g.b_scale = scale;
+  g.b_init = init;
+  g.bias = as<float>(bias_);
+  g.out = out;
+  g.out_stride = out_stride;
+  g.rows = in.rows;
+  g.k = k_;
+  g.columns = n_;
+  g.begin = begin;
+  g.end = end;
+  g.epilogue = epilogue;
+  g.next = next;
+  Gemm digits = g;  // the low ones: without bias, all columns of the panels
+  digits.a = in.low;
+  digits.a_scale = in.low_scale;
+  digits.bias = nullptr;
+  digits.out = low;
+  digits.out_stride = static_cast<size_t>(padded());
+  digits.rows = in.low_rows;
+  digits.columns = padded();
+  if (int8_input() && in.low_rows > 0) {
+    g.low = &digits;
+    g.low_of = in.low_of;
+  }
   if (scheme_ == Scheme::kBf16) return kernels.gemm_bf16(g);
   if (scheme_ == Scheme::kInt8) return kernels.gemm_int8(g);
   // int4: a panel at a time is unpacked into the thread's scratch (L2) and multiplied as int8.
@@ -140,8 +154,9 @@ void Linear::run(const Kernels& kernels, const void* a, const float* a_scale, in
     g.b = scratch;
     g.begin = half - panel * 2;
     g.end = stop - panel * 2;
-    g.b_scale = as<float>(scale_) + panel * kPanel;
-    g.b_init = as<int32_t>(init_) + panel * kPanel;
+    digits.b_scale = g.b_scale = scale + panel * kPanel;
+    digits.b_init = g.b_init = init + panel * kPanel;
+    digits.out = low == nullptr ? nullptr : low + panel * kPanel;
     g.bias = bias_ ? as<float>(bias_) + panel * kPanel : nullptr;
     g.out = out + (epilogue == Epilogue::kSiluMul ? panel * kPanel / 2 : panel * kPanel);
     g.columns = n_ - panel * kPanel;

@@ -17,6 +17,18 @@ enum class RowOrder {
   kGateUp,  // 16 gate rows, then the 16 up rows beside them, and so on: SiLU(gate) * up needs no second pass
 };
 
+// Prepared activations: uint8 with the kernels' offset, and a scale a row; or bf16 alone. Of the int8 rows r with
+// low_of[r] >= 0, row low_of[r] of `low` is the second digit.
+struct Inputs {
+  const void* a;
+  const float* scale;
+  int rows;
+  const void* low;
+  const float* low_scale;
+  int low_rows;
+  const int32_t* low_of;
+};
+
 // Packed forms, a panel of 64 output channels after the other (the last one padded with zeros):
 //   int8 [K / 4, 64, 4]; bf16 [K / 2, 64, 2]; int4 [K / 4, 128] nibbles: byte j of a step holds value j of its
 //   256 low and value 128 + j high.
@@ -35,13 +47,14 @@ class Linear {
   int n() const { return n_; }
   int k() const { return k_; }
   int half_panels() const { return (n_ + 31) / 32; }
+  int padded() const { return (n_ + kPanel - 1) / kPanel * kPanel; }
   const void* data() const { return data_.get(); }
   const void* panel(int i) const { return data_.get() + static_cast<size_t>(i) * panel_bytes_; }
 
-  // Rows of `a` (uint8 with the offset, and its scales; or bf16) through half panels [begin, end).
-  // scratch: k * 64 bytes a thread, for int4 only.
-  void run(const Kernels& kernels, const void* a, const float* a_scale, int rows, float* out, size_t out_stride,
-           Epilogue epilogue, int begin, int end, const void* next, int8_t* scratch) const;
+  // Rows of `in` through half panels [begin, end). scratch: k * 64 bytes a thread, for int4 only. low: f32
+  // [in.low_rows, padded()], for int8 inputs only.
+  void run(const Kernels& kernels, const Inputs& in, float* out, size_t out_stride, Epilogue epilogue, int begin,
+           int end, const void* next, int8_t* scratch, float* low) const;
 
  private:
   int source_row(int column, RowOrder order) const;

@@ -90,6 +90,7 @@ void Model::check(const Tree& tree, const Batch& b) const {
   for (int i = 0; i < b.tokens(); ++i)
     if (b.ids[i] < 0 || b.ids[i] >= config_.vocab)
       fail("token id " + std::to_string(b.ids[i]) + " is outside the vocabulary");
+  if (b.fine && b.slot_count > 0) fail("a policy's root has no slots");
   for (int i = 0; i < b.slot_count; ++i)
     if (b.slots[i] < 0 || b.slots[i] >= b.tokens() || (i > 0 && b.slots[i] <= b.slots[i - 1]))
       fail("slots must be increasing indices of the batch's tokens");

@@ -29,6 +29,7 @@ struct Batch {
   int segments;
   const int32_t* slots;  // [slot_count], increasing indices into ids
   int slot_count;
+  bool fine = false;  // all rows with two digits: a policy's root, to which every later token attends
   int tokens() const { return offsets[segments]; }
 };
 

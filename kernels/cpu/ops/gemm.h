@@ -91,10 +91,13 @@ struct GemmOp {
     ahead.p = next;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
+      const int low = g.low == nullptr ? -1 : g.low_of[row + r];
       F v[C];
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) {
         v[c] = D::value(g, acc[r][c], row + r, column + 16 * c);
+        if (low >= 0)
+          v[c] = V::add(v[c], V::load(g.low->out + static_cast<size_t>(low) * g.low->out_stride + column + 16 * c));
         if (g.bias != nullptr) v[c] = V::add(v[c], V::load(g.bias + column + 16 * c));
       }
       float* out = g.out + static_cast<size_t>(row + r) * g.out_stride;
@@ -139,12 +142,8 @@ struct GemmOp {
   // All rows [first, last) by the half panels [begin, end).
   template <Epilogue E>
   static void block(const Gemm& g, int first, int last) {
-    const size_t row_bytes = static_cast<size_t>(g.k) * D::kBytesA;
     const size_t panel_bytes = static_cast<size_t>(g.k) * kPanel * D::kBytesB;
     const int steps = g.k / D::kDepth;
-    const int rows = last - first;
-    // Tiles of even height: 16 rows are 6 + 5 + 5, not 6 + 6 + 4.
-    const int tiles = (rows + V::kTileRows - 1) / V::kTileRows;
     for (int half = g.begin; half < g.end;) {
       // A full panel where the range and the set's tile allow it, else half of one.
       const bool wide = V::kTileVectors == 4 && half % 2 == 0 && half + 2 <= g.end;
@@ -157,19 +156,33 @@ struct GemmOp {
       const char* next = more ? static_cast<const char*>(g.b) + static_cast<size_t>(half / 2) * panel_bytes
                               : static_cast<const char*>(g.next);
       const bool fetch = next != nullptr && (!more || half % 2 == 0);
-      const ptrdiff_t share = static_cast<ptrdiff_t>(panel_bytes) / (static_cast<ptrdiff_t>(steps) * tiles);
+      const ptrdiff_t share =
+          static_cast<ptrdiff_t>(panel_bytes) / (static_cast<ptrdiff_t>(steps) * tile_count(last - first));
+      // Second digits first, by the first block of rows for all.
+      Ahead nothing{b, 0};
+      if (g.low != nullptr && first == 0) tiles<Epilogue::kStore>(*g.low, 0, g.low->rows, b, column, wide, nothing);
       Ahead ahead{fetch ? next : b, fetch ? share : 0};
-      for (int t = 0; t < tiles; ++t) {
-        const int top = first + static_cast<int>(static_cast<int64_t>(rows) * t / tiles);
-        const int bottom = first + static_cast<int>(static_cast<int64_t>(rows) * (t + 1) / tiles);
-        const char* a = static_cast<const char*>(g.a) + static_cast<size_t>(top) * row_bytes;
-        if (wide)
-          wide_tile_of_rows<V::kTileRows, E>(g, bottom - top, a, row_bytes, b, top, column, ahead);
-        else
-          tile_of_rows<V::kTileRows, E>(g, bottom - top, a, row_bytes, b, top, column, ahead);
-      }
+      tiles<E>(g, first, last, b, column, wide, ahead);
     }
   }
+
+  // Rows [first, last) by one panel, or half of one, in tiles of even height: 16 rows are 6 + 5 + 5, not 6 + 6 + 4.
+  template <Epilogue E>
+  static void tiles(const Gemm& g, int first, int last, const char* b, int column, bool wide, Ahead& ahead) {
+    const size_t row_bytes = static_cast<size_t>(g.k) * D::kBytesA;
+    const int rows = last - first, count = tile_count(rows);
+    for (int t = 0; t < count; ++t) {
+      const int top = first + static_cast<int>(static_cast<int64_t>(rows) * t / count);
+      const int bottom = first + static_cast<int>(static_cast<int64_t>(rows) * (t + 1) / count);
+      const char* a = static_cast<const char*>(g.a) + static_cast<size_t>(top) * row_bytes;
+      if (wide)
+        wide_tile_of_rows<V::kTileRows, E>(g, bottom - top, a, row_bytes, b, top, column, ahead);
+      else
+        tile_of_rows<V::kTileRows, E>(g, bottom - top, a, row_bytes, b, top, column, ahead);
+    }
+  }
+
+  static int tile_count(int rows) { return (rows + V::kTileRows - 1) / V::kTileRows; }
 
   static void run(const Gemm& g) {
     // Rows in blocks whose A stays in L2 (1 MB on the machines at hand) beside a panel of B.

@@ -36,17 +36,18 @@ struct Rows {
   }
 
   // The norm's factor cancels in x / max|x|, so the row is quantised as it is and only the scale carries it.
-  static void norm_int8(const float* x, const float* weight, int n, float eps, uint8_t* out, float* scale) {
+  static void norm_int8(const float* x, const float* weight, int n, float eps, uint8_t* out, float* scale,
+                        uint8_t* low) {
     const float factor = inverse_rms(x, n, eps);
-    quantise_weighted(x, weight, n, out, scale);
+    quantise_weighted(x, weight, n, out, scale, low);
     *scale *= factor;
   }
 
-  static void quantise(const float* x, int n, uint8_t* out, float* scale) {
-    quantise_weighted(x, nullptr, n, out, scale);
+  static void quantise(const float* x, int n, uint8_t* out, float* scale, uint8_t* low) {
+    quantise_weighted(x, nullptr, n, out, scale, low);
   }
 
-  static void quantise_weighted(const float* x, const float* weight, int n, uint8_t* out, float* scale) {
+  static void quantise_weighted(const float* x, const float* weight, int n, uint8_t* out, float* scale, uint8_t* low) {
     F largest = V::zero();
     F poison = V::zero();  // 0 * x: stays 0 for finite x, NaN otherwise; max alone may drop a NaN
     const F one = V::set1(1.0f), zero = V::zero();
@@ -61,6 +62,14 @@ struct Rows {
     // zeros too: under 2^-121 the quotient is infinite, which each instruction set converts its own way.
     const F factor = V::set1(bound >= 0x1p-100f ? 127.0f / bound : 0.0f);
     for (int i = 0; i < n; i += 16) V::store_int8(out + i, V::mul(scaled(x, weight, i, one), factor));
+    if (low == nullptr) return;
+    // What rounding left over is within half a step: 254 of the finer steps span it. Adding and taking away 1.5 * 2^23
+    // rounds a float to an integer, half to even, as store_int8 does.
+    const F steps = V::set1(kLowSteps), magic = V::set1(12582912.0f);
+    for (int i = 0; i < n; i += 16) {
+      const F v = V::mul(scaled(x, weight, i, one), factor);
+      V::store_int8(low + i, V::mul(V::sub(v, V::sub(V::add(v, magic), magic)), steps));
+    }
   }
 
   static void to_bf16(const float* x, int n, uint16_t* out) {
@@ -123,9 +132,10 @@ struct Rows {
   }
 
   // Quantising does not see a factor that all of the row shares: 1 / sqrt(block) goes into the scale.
-  static void hadamard_int8(const float* x, int n, int block, float* scratch, uint8_t* out, float* scale) {
+  static void hadamard_int8(const float* x, int n, int block, float* scratch, uint8_t* out, float* scale,
+                            uint8_t* low) {
     for (int i = 0; i < n; i += block) transform(x + i, block, scratch + i);
-    quantise(scratch, n, out, scale);
+    quantise(scratch, n, out, scale, low);
     *scale *= 1.0f / __builtin_sqrtf(static_cast<float>(block));
   }
 
