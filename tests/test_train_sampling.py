@@ -7,17 +7,21 @@ import random
 import numpy as np
 import pytest
 
+from aegis_edge.data.generate import CONTRASTS, five_grams, generate, words
 from aegis_edge.data.mapping import Categories
 from aegis_edge.data.records import DataError, Record
+from aegis_edge.data.topics import HELD_OUT, SOURCE, TOPICS, topical
 from aegis_edge.evaluate.metrics import auroc, expected_calibration_error, report
-from aegis_edge.train.generate import five_grams, generate, words
+from aegis_edge.policy import Category
+from aegis_edge.policy import Policy as UserPolicy
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 from aegis_edge.train import calibration
 from aegis_edge.train.packing import _split
-from aegis_edge.train.sampling import Policy, Sampler, joined, split, under
+from aegis_edge.train.policies import NAMES, REWORDINGS, Line, Policy, default_policy, draw_policy, under
+from aegis_edge.train.sampling import Sampler, joined, split
 
 
 def record(text: str, unsafe: bool, certain: str = "", possible: str = "", source: str = "mine") -> Record:
@@ -34,17 +38,89 @@ def test_generated_prompts_are_distinct_repeatable_and_avoid_held_out_text() -> 
     assert not any("{" in t for _, t in first)
     held = [text for _, text in first[:100]]
     banned = {gram for text in held for gram in five_grams(text)}
+    contrasts = generate(200, seed=3, held_out=held, templates=CONTRASTS)
+    assert {code for code, _ in contrasts} == {"S8", "S9"}
     again = generate(500, seed=3, held_out=held)
     assert again and not any(five_grams(text) & banned for _, text in again)
 
 
+def lines(*codes: str) -> Policy:
+    return Policy(tuple(Line(NAMES[code], code) for code in codes))
+
+
+def topic(text: str, name: str) -> Record:
+    return Record(text, None, False, None, Categories(), name, SOURCE)
+
+
 def test_labels_follow_the_policy() -> None:
     row = record("x", True, "S5", "S3 S22")
-    assert under(Policy(("S1", "S5"), False), row, True) is True
-    assert under(Policy(("S1", "S3"), False), row, True) is None  # may fall under S3: not certain, not used
-    assert under(Policy(("S1", "S8"), False), row, True) is False
-    assert under(Policy(("S1",), False), row, False) is False
-    assert under(Policy(("S1",), True), row, True) is True
+    assert under(lines("S1", "S5"), row, True) is True
+    assert under(lines("S1", "S3"), row, True) is None  # may fall under S3: not certain, not used
+    assert under(lines("S1", "S8"), row, True) is False
+    assert under(lines("S1"), row, False) is False
+    assert under(lines("S1"), row, None) is None
+    assert under(default_policy(), row, True) is True
+
+
+def test_labels_follow_a_policy_about_topics() -> None:
+    forbidden = Policy((Line("Chess: the game", topics=frozenset({"Chess"})), Line(NAMES["S5"], "S5")))
+    allowed = Policy((Line("Off topic: not chess", topics=frozenset({"Chess"}), all_but=True),))
+    chess, dogs = topic("a gambit", "Chess"), topic("a leash", "Dogs")
+    assert (under(forbidden, chess, False), under(forbidden, dogs, False)) == (True, False)
+    assert (under(allowed, chess, False), under(allowed, dogs, False)) == (False, True)
+    harmful, harmless = record("x", True, "S5"), record("y", False)
+    assert under(forbidden, harmful, True) is True
+    assert under(forbidden, record("x", True, "S1"), True) is None  # nobody noted whether it is about chess
+    assert (under(allowed, harmful, True), under(allowed, harmless, False)) == (True, None)
+
+
+def test_policies_are_ones_that_a_user_could_write() -> None:
+    rng = random.Random(0)
+    kinds = set()
+    for _ in range(400):
+        policy = draw_policy(rng, TOPICS, without=("S5",))
+        kinds.add((policy.full, policy.topical, any(line.all_but for line in policy.lines)))
+        assert "S5" not in {line.code for line in policy.lines}
+        categories = []
+        for line in policy.lines:
+            name, _, description = line.text.partition(": ")
+            categories.append(Category.of(name, description=description or None))
+        assert [c.text for c in UserPolicy(tuple(categories)).categories] == list(policy.texts)
+        assert all((c.code == line.code) for c, line in zip(categories, policy.lines, strict=True) if c.code)
+    assert kinds == {(True, False, False), (False, False, False), (False, True, False), (False, True, True)}
+
+
+def test_rewordings_and_topics_are_complete_and_apart() -> None:
+    assert set(REWORDINGS) == set(NAMES)
+    assert not {t.name for t in TOPICS} & {t.name for t in HELD_OUT}
+    subjects = [s.casefold() for t in (*TOPICS, *HELD_OUT) for s in t.subjects]
+    assert len(subjects) == len(set(subjects))
+    trained = {r.prompt.casefold() for r in topical(TOPICS, 10_000)}
+    assert not trained & {r.prompt.casefold() for r in topical(HELD_OUT, 10_000)}
+    assert (
+        topical(TOPICS[:2], 30, seed=1) == topical(TOPICS[:2], 30, seed=1) != topical(TOPICS[:2], 30, seed=2)
+    )
+
+
+def test_a_topical_step_has_both_labels() -> None:
+    rows = [*topical(TOPICS, 20), *(record(f"t{n}", True, "S1", source="aart") for n in range(20))]
+    sampler = Sampler(rows, seed=3, topics=TOPICS)
+    seen = [sampler.step(n, 16) for n in range(120)]
+    about_topics = [examples for policy, examples in seen if policy.topical]
+    assert len(about_topics) > 10
+    unsafe = [e.unsafe for examples in about_topics for e in examples]
+    assert 0.25 < sum(map(bool, unsafe)) / len(unsafe) < 0.85
+    for policy, examples in seen:
+        assert all(text in policy.texts for e in examples for text, _ in e.leaves)
+
+
+def test_hazards_left_out_are_not_trained_on() -> None:
+    rows = [record(f"a{n}", True, "S5", "S3", source="aart") for n in range(9)]
+    rows += [record(f"b{n}", True, "S1", source="aart") for n in range(9)]
+    sampler = Sampler(rows, seed=0, without=("S5",))
+    for number in range(30):
+        policy, examples = sampler.step(number, 4)
+        assert NAMES["S5"] not in policy.texts and all(e.prompt.startswith("b") for e in examples)
 
 
 def test_sampler_repeats_from_its_state() -> None:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import random
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
-_TEXT = tomllib.loads(resources.files("aegis_edge.train").joinpath("harmless.toml").read_text("utf-8"))
+_TEXT = tomllib.loads(resources.files("aegis_edge.data").joinpath("harmless.toml").read_text("utf-8"))
 WORDS: dict[str, list[str]] = _TEXT["words"]
 TEMPLATES: dict[str, list[str]] = _TEXT["templates"]
+CONTRASTS: dict[str, list[str]] = _TEXT["contrasts"]
+# Kinds whose harmless form is one word away from a harmful one get a third: more taught the guard to let
+# that pass.
+DELICATE = ("groups", "history", "privacy")
 
 _SLOT = re.compile(r"\{(a )?(\w+)\}")
 
@@ -31,7 +35,7 @@ def _fill(template: str, rng: random.Random) -> str:
     return text[0].upper() + text[1:] if template[0] == "{" else text
 
 
-def _vary(text: str, rng: random.Random) -> str:
+def vary(text: str, rng: random.Random) -> str:
     """The ways people type: no capitals, no question mark, a polite frame."""
     roll = rng.random()
     if roll < 0.15:
@@ -55,8 +59,14 @@ def five_grams(text: str) -> set[tuple[str, ...]]:
     return {tuple(w[i : i + 5]) for i in range(len(w) - 4)} or {tuple(w)}
 
 
-def generate(count: int, seed: int = 0, held_out: Iterable[str] = ()) -> list[tuple[str, str]]:
-    """Up to `count` distinct (kind, prompt) pairs, kinds in equal shares as far as templates carry.
+def generate(
+    count: int,
+    seed: int = 0,
+    held_out: Iterable[str] = (),
+    templates: Mapping[str, Sequence[str]] = TEMPLATES,
+) -> list[tuple[str, str]]:
+    """Up to `count` distinct (kind, prompt) pairs, kinds in equal shares (the DELICATE ones a third) as far
+    as templates carry.
 
     A prompt that equals a held-out text or shares a word 5-gram with one is left out.
     """
@@ -64,14 +74,14 @@ def generate(count: int, seed: int = 0, held_out: Iterable[str] = ()) -> list[tu
     banned: set[tuple[str, ...]] = set()
     for text in held_out:
         banned |= five_grams(text)
-    kinds = sorted(TEMPLATES)
+    kinds = [kind for kind in sorted(templates) for _ in range(1 if kind in DELICATE else 3)]
     seen: set[str] = set()
     out: list[tuple[str, str]] = []
     for attempt in range(count * 6):
         if len(out) == count:
             break
         kind = kinds[attempt % len(kinds)]
-        text = _vary(_fill(rng.choice(TEMPLATES[kind]), rng), rng)
+        text = vary(_fill(rng.choice(templates[kind]), rng), rng)
         key = " ".join(words(text))
         if key in seen or five_grams(text) & banned:
             continue

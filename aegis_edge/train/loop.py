@@ -25,16 +25,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.nn import functional as F
 
-from aegis_edge.data.mapping import ALL_CODES, Categories
+from aegis_edge.data.generate import CONTRASTS, generate
+from aegis_edge.data.mapping import Categories, map_categories
 from aegis_edge.data.records import Record, read_records
+from aegis_edge.data.topics import TOPICS, topical
 from aegis_edge.errors import AegisError
 from aegis_edge.evaluate.metrics import report
 from aegis_edge.train import calibration
 from aegis_edge.train.adapter import save_adapter
 from aegis_edge.train.card import card, plot
-from aegis_edge.train.generate import generate
 from aegis_edge.train.model import LeanLlama, RootCache
 from aegis_edge.train.packing import Batch, Example, make_batch, tokenise
+from aegis_edge.train.policies import NAMES, Policy, default_policy
 from aegis_edge.train.probe import probe
 from aegis_edge.train.prompt import ROWS, PromptEncoder
 from aegis_edge.train.sampling import Sampler, joined, split
@@ -63,9 +65,14 @@ class Settings:
     clip: float = 1.0
     smoothing: float = 0.02
     category_weight: float = 0.5
-    limit: int = 160
+    limit: int = 224
     response_limit: int = 96
     generated: int = 8000
+    contrasts: int = 1200
+    topical: int = 120  # prompts a topic
+    without: tuple[
+        str, ...
+    ] = ()  # hazard codes left out of training, to measure them as first named later
     probe_examples: int = 4000
     validation_examples: int = 400
     calibration_examples: int = 1500
@@ -101,6 +108,9 @@ def load_data(settings: Settings) -> tuple[list[Record], list[Record]]:
         Record(text, None, False, None, Categories(), None, "generated")
         for _, text in generate(settings.generated, settings.seed, held)
     ]
+    for code, text in generate(settings.contrasts, settings.seed, held, CONTRASTS):
+        own.append(Record(text, None, True, None, map_categories("aegis", NAMES[code]), code, "contrasts"))
+    own += topical(TOPICS, settings.topical, settings.seed)
     train, validation = split([*read_records(source), *own], HELD_OUT, VALIDATION_SHARE, settings.seed)
     train += joined(train, len(train) // 20, settings.seed)
     validation += joined(validation, len(validation) // 20, settings.seed + 1)
@@ -156,8 +166,8 @@ class Run:
             seed=settings.seed,
         )
         self.train, self.validation = load_data(settings)
-        self.sampler = Sampler(self.train, settings.seed)
-        checks = Sampler(self.validation, settings.seed)
+        self.sampler = Sampler(self.train, settings.seed, TOPICS, settings.without)
+        checks = Sampler(self.validation, settings.seed, without=settings.without)
         _, pool = checks.step(-1, settings.calibration_examples, vary=False)
         self.calibration_set, self.validation_set = pool, pool[: settings.validation_examples]
         lora = [*self.model.lora_a.parameters(), *self.model.lora_b.parameters()]
@@ -251,15 +261,15 @@ class Run:
 
     # --- computing
 
-    def root(self, codes: Sequence[str]) -> RootCache:
-        return self.model.root(self.encoder.root(codes))
+    def root(self, policy: Policy) -> RootCache:
+        return self.model.root(self.encoder.root(policy.texts))
 
     def evaluate(self, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Margins, kinds, labels under the default policy; examples longer than the training limits are
         cut.
         """
         todo = batches(examples, self.encoder, self.settings)
-        root = self.root(ALL_CODES)
+        root = self.root(default_policy(self.settings.without))
 
         def margins(batch: Batch) -> np.ndarray:
             with torch.no_grad():
@@ -283,11 +293,11 @@ class Run:
         return figures
 
     def run_probe(self, progress: Progress) -> None:
-        sampler = Sampler(self.train, self.settings.seed + 1)
+        sampler = Sampler(self.train, self.settings.seed + 1, without=self.settings.without)
         _, examples = sampler.step(-1, self.settings.probe_examples, vary=False)
         task = progress.add_task("probing the base", total=len(examples))
         todo = batches(examples, self.encoder, self.settings)
-        root = self.root(ALL_CODES)
+        root = self.root(default_policy(self.settings.without))
 
         def hidden(batch: Batch) -> np.ndarray:
             with torch.no_grad():
@@ -327,7 +337,7 @@ class Run:
         ]
         tokens.sort(key=lambda t: -len(t.ids))
         shards = [tokens[i :: self.workers.count] for i in range(min(self.workers.count, len(tokens)))]
-        root = self.root(policy.codes)
+        root = self.root(policy)
         parts = list(self.workers.map(self.gradients, [(make_batch(shard), root) for shard in shards]))
         weight = sum(w for _, _, w in parts)
         for number, parameter in enumerate(self.parameters):

@@ -17,8 +17,8 @@ PROMPT, RESPONSE, CATEGORY = 0, 1, 2  # slot kinds; a kind's logits are rows 2 k
 
 @dataclass(frozen=True)
 class Example:
-    """What to score and the labels to learn. `leaves` are (S-code, holds); None labels have a slot but no
-    loss.
+    """What to score and the labels to learn. `leaves` are (category text, holds); None labels have a slot but
+    no loss.
     """
 
     prompt: str
@@ -60,8 +60,8 @@ def tokenise(example: Example, encoder: PromptEncoder, limit: int, response_limi
             slots.append((len(ids) - 1, RESPONSE, int(example.response_unsafe)))
     trunk = len(ids)
     depth, leaf = list(range(trunk)), [0] * trunk
-    for number, (code, holds) in enumerate(example.leaves, 1):
-        piece = encoder.leaf(code)
+    for number, (category, holds) in enumerate(example.leaves, 1):
+        piece = encoder.leaf(category)
         ids += piece
         depth += range(trunk, trunk + len(piece))
         leaf += [number] * len(piece)

@@ -13,10 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from aegis_edge.taxonomy import HAZARDS
-
 POLICY_HEAD = "Rate the conversation safe or unsafe under this policy. Unsafe is:\n"
-CODES: dict[str, str] = {hazard.code: hazard.name for hazard in HAZARDS}
 ROWS: tuple[str, ...] = (
     "prompt_safe",
     "prompt_unsafe",
@@ -37,13 +34,12 @@ class PromptEncoder:
         spec["added_tokens"], spec["truncation"], spec["padding"] = [], None, None
         self._tokenizer = Tokenizer.from_str(json.dumps(spec))
         self._before_response = [*self.text("\n"), self.start, *self.text("assistant\n")]
-        self._leaves = {code: [self.start, *self.text(name), self.end] for code, name in CODES.items()}
 
     def text(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def root(self, codes: Sequence[str]) -> list[int]:
-        policy = POLICY_HEAD + "\n".join(CODES[c] for c in codes)
+    def root(self, categories: Sequence[str]) -> list[int]:
+        policy = POLICY_HEAD + "\n".join(categories)
         system = [self.start, *self.text("system\n" + policy), self.end, *self.text("\n")]
         return [*system, self.start, *self.text("user\n")]
 
@@ -60,5 +56,5 @@ class PromptEncoder:
     def response(self, ids: list[int]) -> list[int]:
         return self._before_response + ids
 
-    def leaf(self, code: str) -> list[int]:
-        return self._leaves[code]
+    def leaf(self, category: str) -> list[int]:
+        return [self.start, *self.text(category), self.end]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from aegis_edge.data.mapping import ALL_CODES, VAGUE
+from aegis_edge.data.mapping import ALL_CODES
 from aegis_edge.data.records import DataError, Record
+from aegis_edge.data.topics import SOURCE, Topic
 from aegis_edge.train.packing import Example
+from aegis_edge.train.policies import TOPICAL, Policy, default_policy, draw_policy, under
 
 # Shares of examples (they need not sum to one; a source's share is split over its rows' label kinds as
 # given). Requests weigh more than comments; templated sets (sap200, gptfuzz, mlc) and noisy ones (davidson,
@@ -20,13 +22,13 @@ SHARES: dict[str, dict[str, float]] = {
         "adversarialqa": 1.2, "salad_mcq_queries": 3.0, "sap200": 1.5, "figstep_safebench": 0.9,
         "forbidden_questions": 0.6, "med_safety_train": 1.2, "advbench": 0.1, "trustllm_misuse": 1.8,
         "surge_toxicity": 1.2, "edos": 2.2, "davidson": 2.5, "hatemoji_train": 2.2,
-        "toxigen_demonstrations": 0.5, "jbb_artifacts": 2.0, "mlc": 5.0, "joined": 2.0,
+        "toxigen_demonstrations": 0.5, "jbb_artifacts": 2.0, "mlc": 5.0, "joined": 3.0, "contrasts": 1.5,
     },
     "safe": {
         "davidson": 1.0, "hatemoji_train": 2.4, "edos": 2.6, "toxigen_demonstrations": 0.6,
         "surge_toxicity": 1.2, "mlc": 5.0, "benign_caia_sensitive": 5.0, "benign_coconot_pref": 3.0,
         "benign_cyberseceval_frr": 2.0, "benign_gpteacher_roleplay": 3.0, "benign_self_instruct": 1.2,
-        "benign_gsm8k_train": 1.5, "generated": 12.0, "joined": 2.0,
+        "benign_gsm8k_train": 1.5, "generated": 11.0, "joined": 3.0, "topics": 2.0,
     },
     "response_unsafe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
     "response_safe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
@@ -38,7 +40,6 @@ DOUBTFUL: frozenset[str] = frozenset(
     | {"Tailored Financial Advice", "Political Campaigning"}
 )
 KEEP_HARMLESS_RESPONSE = 0.25  # of harmless pairs; the rest trains the prompt alone, which is much cheaper
-POLICY_VARIED = 0.22  # of steps
 LEAVES_UNSAFE, LEAVES_SAFE = 0.5, 0.1  # of examples with known categories
 
 
@@ -58,38 +59,16 @@ def bucket_of(record: Record) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Policy:
-    """Codes in the order written in the root; `full` where it is the default policy."""
-
-    codes: tuple[str, ...]
-    full: bool
-
-
-DEFAULT_POLICY = Policy(ALL_CODES, True)
-
-
-def draw_policy(rng: random.Random) -> Policy:
-    """Mostly the default; else a shuffled subset without most vague categories, so that labels can flip
-    with certainty.
-    """
-    if rng.random() >= POLICY_VARIED:
-        return DEFAULT_POLICY
-    codes = [c for c in ALL_CODES if c not in VAGUE or rng.random() < 0.1]
-    rng.shuffle(codes)
-    return Policy(tuple(codes[: rng.randint(2, len(codes) - 1)]), False)
-
-
-def under(policy: Policy, record: Record, unsafe: bool | None) -> bool | None:
-    """The label under a policy: unsafe if a certain category is in it, safe if no possible one is, else
-    unknown.
-    """
-    if not unsafe or policy.full:
-        return unsafe
-    codes = set(policy.codes)
-    if record.categories.certain & codes:
-        return True
-    return None if record.categories.possible & codes else False
+def wants_leaves(record: Record, response: str | None, policy: Policy, rng: random.Random) -> bool:
+    """Whether an example asks about categories: half of those with known categories, few harmless ones."""
+    if record.source == SOURCE:
+        return rng.random() < (LEAVES_UNSAFE if policy.topical else LEAVES_SAFE)
+    if not (record.unsafe or record.response_unsafe):
+        return rng.random() < LEAVES_SAFE
+    # After a harmless answer to a harmful prompt the leaves' meaning is disputed: leave them out.
+    disputed = response is not None and bool(record.unsafe) and not record.response_unsafe
+    known = record.categories.certain or len(record.categories.possible) < len(ALL_CODES)
+    return bool(known) and not disputed and rng.random() < LEAVES_UNSAFE
 
 
 def to_example(record: Record, policy: Policy, rng: random.Random) -> Example | None:
@@ -104,17 +83,12 @@ def to_example(record: Record, policy: Policy, rng: random.Random) -> Example | 
     if unsafe is None and response_unsafe is None:
         return None
     leaves: list[tuple[str, bool]] = []
-    any_unsafe = bool(record.unsafe) or bool(record.response_unsafe)
-    # After a harmless answer to a harmful prompt the leaves' meaning is disputed: leave them out.
-    disputed = response is not None and bool(record.unsafe) and not record.response_unsafe
-    known = record.categories.certain or (any_unsafe and len(record.categories.possible) < len(ALL_CODES))
-    if any_unsafe and known and not disputed and rng.random() < LEAVES_UNSAFE:
-        sure = sorted(record.categories.certain & set(policy.codes))
-        negatives = [c for c in policy.codes if c not in record.categories.possible]
-        leaves = [(c, True) for c in rng.sample(sure, min(2, len(sure)))]
-        leaves += [(c, False) for c in rng.sample(negatives, min(2, len(negatives)))]
-    elif harmless and rng.random() < LEAVES_SAFE:
-        leaves = [(rng.choice(policy.codes), False)]
+    if wants_leaves(record, response, policy, rng):
+        worst = bool(record.unsafe) or bool(record.response_unsafe)
+        covered = [(line.text, line.covers(record, worst)) for line in policy.lines]
+        for holds, most in ((True, 2), (False, 2 if worst or record.source == SOURCE else 1)):
+            fitting = [text for text, covers in covered if covers is holds]
+            leaves += [(text, holds) for text in rng.sample(fitting, min(most, len(fitting)))]
     rng.shuffle(leaves)
     return Example(record.prompt, response, unsafe, response_unsafe, tuple(leaves), record.source)
 
@@ -124,15 +98,27 @@ class Sampler:
     resume.
     """
 
-    def __init__(self, records: Sequence[Record], seed: int = 0) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        seed: int = 0,
+        topics: Sequence[Topic] = (),
+        without: Sequence[str] = (),
+    ) -> None:
+        """`topics`: those that policies may be about. `without`: hazards kept out, with their records."""
+        self._topics, self._without = {t.name: t for t in topics}, tuple(without)
         self._pools: dict[tuple[str, str], list[Record]] = defaultdict(list)
         for record in records:
+            if record.categories.certain & set(without):
+                continue
             bucket = bucket_of(record)
+            if record.source == SOURCE:
+                self._pools[SOURCE, record.raw_category].append(record)
             if bucket and family_of(record.source) in SHARES[bucket]:
                 self._pools[bucket, family_of(record.source)].append(record)
             elif bucket and not any(family_of(record.source) in s for s in SHARES.values()):
                 self._pools[bucket, "own"].append(record)  # the user's own files, in a share below
-        self._keys = sorted(self._pools)
+        self._keys = sorted(key for key in self._pools if key[0] != SOURCE)
         shares = [SHARES[b].get(s, 10.0) for b, s in self._keys]
         self._weights = shares
         self._seed = seed
@@ -156,10 +142,16 @@ class Sampler:
     def step(self, number: int, count: int, vary: bool = True) -> tuple[Policy, list[Example]]:
         """The examples of optimiser step `number`: a function of seed, number and `state` only."""
         rng = random.Random(f"{self._seed}/step/{number}")
-        policy = draw_policy(rng) if vary else DEFAULT_POLICY
+        topics = list(self._topics.values())
+        policy = draw_policy(rng, topics, self._without) if vary else default_policy(self._without)
+        named = sorted({name for line in policy.lines for name in line.topics})
         out: list[Example] = []
         while len(out) < count:
-            record = self._next(rng.choices(self._keys, self._weights)[0])
+            if named and rng.random() < TOPICAL:
+                name = rng.choice(named if rng.random() < 0.5 else list(self._topics))
+                record = self._next((SOURCE, name))
+            else:
+                record = self._next(rng.choices(self._keys, self._weights)[0])
             example = to_example(record, policy, rng)
             if example is not None:
                 out.append(example)
@@ -167,7 +159,7 @@ class Sampler:
 
 
 def joined(records: Sequence[Record], count: int, seed: int) -> list[Record]:
-    """Longer texts from two or three prompts: harmless ones joined, and as many with one harmful part.
+    """Longer texts from two to five prompts: harmless ones joined, and as many with one harmful part.
 
     Long texts are rare in the sources; without them length itself becomes a sign of harm.
     """
@@ -178,7 +170,7 @@ def joined(records: Sequence[Record], count: int, seed: int) -> list[Record]:
         return []
     out = []
     for number in range(count):
-        parts = rng.sample(safe, min(len(safe), rng.randint(2, 3)))
+        parts = rng.sample(safe, min(len(safe), rng.randint(2, 5)))
         culprit = rng.choice(unsafe) if number % 2 else None
         texts = [p.prompt for p in parts] + [
             p.response for p in parts[:1] if p.response and rng.random() < 0.5
