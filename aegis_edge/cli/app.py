@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from aegis_edge.cli.label_app import app as label_app
+
 app = typer.Typer(
     name="aegis-edge",
     help="A guard for language models that runs inside your process.",
@@ -228,6 +230,9 @@ def train(context: typer.Context) -> None:
     from aegis_edge.cli import train as command
 
     command.train(context.args)
+
+
+app.add_typer(label_app)
 
 
 def _names(text: str) -> tuple[str, ...]:
