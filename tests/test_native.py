@@ -238,3 +238,24 @@ def test_a_child_forked_during_a_pass_does_not_hang() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_everything_a_scorer_does_in_a_forked_process_is_a_scorer_error() -> None:
+    scorer = CpuScorer(RandomWeights("w8a8"), ids(20, 1), threads=2)
+    tree = scorer.tree()
+    tree.extend(segments())
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: tree.truncate(1),
+        lambda: tree.extend(segments()),
+        lambda: scorer.tree(ids(7, 3)),
+    )
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for call in calls:
+            try:
+                call()
+            except ScorerError as error:
+                refused += "fork" in str(error)
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == len(calls)

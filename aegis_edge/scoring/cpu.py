@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,6 +106,15 @@ def _set_linear(model: _native.Model, weights: Weights, names: set[str], layer: 
         model.set_bias(layer, name, weights.tensor(f"{prefix}.bias"))
 
 
+@contextmanager
+def _scoring() -> Iterator[None]:
+    """The runtime's refusals, a forked process and memory that ran out as the one error of scorers."""
+    try:
+        yield
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise ScorerError(str(error)) from error
+
+
 class CpuScorer:
     """An artefact's guard in the compiled runtime.
 
@@ -175,7 +185,8 @@ class CpuScorer:
 
     def _compute_root(self, root: IdArray) -> RootKv:
         TreeShape(root, self.context, self.vocab)
-        keys, values = self.model.compute_root(np.ascontiguousarray(root, np.int32))
+        with _scoring():
+            keys, values = self.model.compute_root(np.ascontiguousarray(root, np.int32))
         return keys, values
 
 
@@ -203,10 +214,11 @@ class CpuTree:
         if len(slots) > 1 and not (np.diff(slots) > 0).all():  # a segment may name its slots in any order
             slots, order = np.unique(slots, return_inverse=True)
         try:
-            logits, hidden = self._tree.extend(ids, offsets, parents, slots, self._vocabulary is not None)
-        except (ValueError, RuntimeError, MemoryError) as error:
+            with _scoring():
+                logits, hidden = self._tree.extend(ids, offsets, parents, slots, self._vocabulary is not None)
+        except ScorerError:
             self._shape.truncate(len(self._shape) - len(segments))
-            raise ScorerError(str(error)) from error
+            raise
         if order is not None:
             logits, hidden = logits[order], None if hidden is None else hidden[order]
         if self._vocabulary is not None and hidden is not None:
@@ -215,4 +227,5 @@ class CpuTree:
 
     def truncate(self, nodes: int) -> None:
         self._shape.truncate(nodes)
-        self._tree.truncate(nodes)
+        with _scoring():
+            self._tree.truncate(nodes)

@@ -32,6 +32,7 @@ struct Model::Workspace {
   std::vector<QueryBlock> blocks, slot_blocks;
   std::vector<int> segment_of;               // of each token
   std::vector<int32_t> low_of, slot_low_of;  // of each token and slot: its row of second digits, or -1
+  std::vector<int64_t> ends;                 // of each segment: its depth past its last token
   int positions = 0;                         // rows of cos and sin that are filled
 };
 

@@ -70,12 +70,13 @@ void Model::check_complete() const {
   if (head_.empty()) throw std::invalid_argument("weight missing: head");
 }
 
-void Model::check(const Tree& tree, const Batch& b) const {
+void Model::check(const Tree& tree, const Batch& b) {
   const auto fail = [](const std::string& what) { throw std::invalid_argument(what); };
   check_complete();
   if (b.segments < 1) fail("a batch needs at least one segment");
   if (b.offsets[0] != 0) fail("offsets must start at 0");
-  std::vector<int64_t> ends(static_cast<size_t>(b.segments));
+  std::vector<int64_t>& ends = workspace_->ends;
+  ends.resize(static_cast<size_t>(b.segments));
   for (int s = 0; s < b.segments; ++s) {
     if (b.offsets[s + 1] <= b.offsets[s]) fail("segment " + std::to_string(s) + " is empty");
     const int n = b.offsets[s + 1] - b.offsets[s], parent = b.parents[s];

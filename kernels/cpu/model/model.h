@@ -61,7 +61,7 @@ class Model {
 
  private:
   friend class Forward;
-  void check(const Tree& tree, const Batch& batch) const;
+  void check(const Tree& tree, const Batch& batch);
 
   Config config_;
   const Kernels& kernels_;
