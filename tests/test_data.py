@@ -11,9 +11,15 @@ import pytest
 from aegis_edge.data import mapping, read_records
 from aegis_edge.data.mapping import ALL_CODES, VAGUE, map_categories
 from aegis_edge.data.records import DataError
-from aegis_edge.taxonomy import HAZARDS, find
+from aegis_edge.data.tables import aegis, dialogues, requests
+from aegis_edge.taxonomy import HAZARDS
 
-TABLES = {name: table for name, table in vars(mapping).items() if name.isupper() and isinstance(table, dict)}
+TABLES = {
+    name: table
+    for module in (requests, dialogues)
+    for name, table in vars(module).items()
+    if name.isupper() and isinstance(table, dict)
+}
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -22,20 +28,52 @@ def write(path: Path, *rows: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", sorted(set(TABLES) - {"AEGIS", "AEGIS_NEIGHBOURS"}))
+@pytest.mark.parametrize("name", sorted(TABLES))
 def test_every_entry_parses_to_known_codes(name: str) -> None:
     for entry in TABLES[name].values():
-        categories = mapping._parse(entry)
+        categories = mapping.parse(entry)
         assert categories.certain <= categories.possible <= set(ALL_CODES)
         assert categories.possible >= VAGUE
 
 
 def test_codes_are_the_taxonomys() -> None:
     assert tuple(h.code for h in HAZARDS) == ALL_CODES
-    for name, code in mapping.AEGIS.items():
-        hazard = find(name)
-        assert hazard is None or hazard.code == code
-    assert set(mapping.AEGIS.values()) == set(mapping.AEGIS_NEIGHBOURS) == set(ALL_CODES)
+    assert set(aegis.NEIGHBOURS) == set(ALL_CODES)
+    for entry in aegis.NEIGHBOURS.values():
+        assert set(entry.split()) <= set(ALL_CODES)
+
+
+# As the card, the data and the prompts of published guards spell them.
+@pytest.mark.parametrize(
+    ("spelling", "code"),
+    [
+        ("Guns/Illegal Weapons", "S4"),
+        ("guns and illegal weapons", "S4"),
+        ("Sexual Minor", "S7"),
+        ("Sexual (minor)", "S7"),
+        ("suicide/self-harm", "S6"),
+        ("Suicide and Self Harm", "S6"),
+        ("political/misinfo/conspiracy", "S19"),
+        ("High Risk Gov. Decision Making", "S18"),
+        ("Illegal Activity", "S22"),
+        ("S9", "S9"),
+        ("  pii/PRIVACY ", "S9"),
+    ],
+)
+def test_spellings_of_a_category(spelling: str, code: str) -> None:
+    assert mapping.aegis_codes([spelling]) == ({code}, ())
+
+
+def test_names_that_are_none_are_told_and_doubts_are_not_certain() -> None:
+    assert mapping.aegis_codes(["Violence", "", "Violence?", "Gardening"]) == (
+        {"S1"},
+        ("Violence?", "Gardening"),
+    )
+
+
+def test_every_hazard_is_found_by_name_and_code() -> None:
+    for hazard in HAZARDS:
+        assert mapping.aegis_codes([hazard.name]) == mapping.aegis_codes([hazard.code]) == ({hazard.code}, ())
 
 
 def test_sources_with_nested_or_listed_labels() -> None:

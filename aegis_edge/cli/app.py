@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from aegis_edge.cli.label_app import app as label_app
+from aegis_edge.cli.data_app import app as data_app
 
 app = typer.Typer(
     name="aegis-edge",
@@ -232,7 +232,7 @@ def train(context: typer.Context) -> None:
     command.train(context.args)
 
 
-app.add_typer(label_app)
+app.add_typer(data_app)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One labelled conversation, and reading files of them (JSON lines, plain or gzip)."""
+"""One labelled conversation, and reading files of the project's own schema (JSON lines, plain or gzip)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ class DataError(AegisError):
 class Record:
     """A prompt, perhaps a response, and what is known about them.
 
-    unsafe, response_unsafe: None where unlabelled. `raw_category` is the source's own label, `categories` the
-    same in Aegis 2.0 names.
+    unsafe, response_unsafe   None where unlabelled
+    raw_category              the source's own label
+    categories                the same in Aegis 2.0 codes; both are the dialogue's, not a turn's
+    prompt_label_source, response_label_source
+                              who labelled ("human", "llm_jury"), None where the file does not tell
+    id                        the row's own, None where it has none
     """
 
     prompt: str
@@ -32,12 +36,16 @@ class Record:
     categories: Categories
     raw_category: Any
     source: str
+    prompt_label_source: str | None = None
+    response_label_source: str | None = None
+    id: str | None = None
 
 
 _LABELS: dict[Any, bool | None] = {"safe": False, "unsafe": True, None: None}
 
 
-def _record(row: Any) -> Record:
+def parse_row(row: Any) -> Record:
+    """A row of the schema as a record. Raises DataError without a place, which the reader of a file knows."""
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise DataError("a row needs a non-empty `prompt`")
     response = row.get("response")
@@ -64,7 +72,7 @@ def read_records(path: str | Path, skip_bad: bool = False) -> Iterator[Record]:
             if not line.strip():
                 continue
             try:
-                yield _record(json.loads(line))
+                yield parse_row(json.loads(line))
             except (DataError, json.JSONDecodeError) as error:
                 if not skip_bad:
                     raise DataError(
