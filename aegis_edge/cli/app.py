@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from aegis_edge.cli.data_app import app as data_app
+from aegis_edge.cli.label_app import app as label_app
 
 app = typer.Typer(
     name="aegis-edge",
@@ -221,6 +222,76 @@ def bench(
     command.bench(settings, out, quick=quick, as_json=json)
 
 
+@app.command()
+def evaluate(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILES...",
+            help="Labelled records: published Aegis 2.0 files, or the project's own schema.",
+        ),
+    ],
+    guard: GuardFolder = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="DIR", help="A second guard: flips, and the F1 difference."),
+    ] = None,
+    scorer: Annotated[
+        Literal["cpu", "reference"],
+        typer.Option("--scorer", help="The compiled runtime, or PyTorch in fp32."),
+    ] = "cpu",
+    compare_scorer: Annotated[
+        Literal["cpu", "reference"] | None,
+        typer.Option("--compare-scorer", help="The second guard's scorer (else the same)."),
+    ] = None,
+    json: Json = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="F.html", help="Write a page with tables and plots.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Judge N records, drawn at random.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw and the bootstrap.")] = 0,
+    long: Annotated[
+        Literal["skip", "cut"],
+        typer.Option("--long", help="Texts longer than the context: left out, or judged by a beginning."),
+    ] = "skip",
+    policy_following: Annotated[
+        bool,
+        typer.Option(
+            "--policy-following", help="Judge what is flagged again, under policies that do not forbid it."
+        ),
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out and count rows that can not be read.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page that is there.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Measure a guard on labelled records, or compare two guards on them.
+
+    Precision, recall, F1, AUROC, AUPRC, calibration and more, of prompts and responses, by source and
+    category. No text of a record is shown.
+    """
+    from aegis_edge.cli import evaluate as command
+
+    if compare is None and compare_scorer is not None:
+        raise typer.BadParameter("--compare-scorer needs --compare")
+    options = command.Options(
+        guard=guard,
+        compare=compare,
+        scorer=scorer,
+        compare_scorer=compare_scorer,
+        threads=threads,
+        limit=limit,
+        seed=seed,
+        long=long,
+        policy_following=policy_following,
+        skip_bad=skip_bad,
+    )
+    command.evaluate(files, options, html=html, force=force, as_json=json)
+
+
 # The training's own parser reads the rest: its options stand in one place.
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -233,6 +304,7 @@ def train(context: typer.Context) -> None:
 
 
 app.add_typer(data_app)
+app.add_typer(label_app)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,0 +1,137 @@
+"""`aegis-edge evaluate`: a guard against labelled records, or two guards against each other."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aegis_edge import __version__
+from aegis_edge.cli.data import tell
+from aegis_edge.cli.output import extra, note, progress
+from aegis_edge.cli.tables import print_tables
+from aegis_edge.cli.writing import refuse_existing, write
+from aegis_edge.data.files import Tally, read_files
+from aegis_edge.data.records import DataError, Record
+from aegis_edge.guard import find_guard
+
+with extra("evaluate", "the evaluation"):
+    from aegis_edge.evaluate import following, page, tables
+    from aegis_edge.evaluate.compare import compare
+    from aegis_edge.evaluate.judge import Answer, Judge, Long, answers
+    from aegis_edge.evaluate.summary import finite, summarise
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate, and how; the command line's names."""
+
+    guard: Path | None
+    compare: Path | None
+    scorer: str
+    compare_scorer: str | None
+    threads: int | None
+    limit: int | None
+    seed: int
+    long: Long
+    policy_following: bool
+    skip_bad: bool
+
+
+def evaluate(
+    files: Sequence[Path], options: Options, *, html: Path | None, force: bool, as_json: bool
+) -> None:
+    """Judge the records of `files` and print how well. Raises AegisError."""
+    refuse_existing(html, force=force)
+    rows, tallies = read_files(files, skip_bad=options.skip_bad)
+    tell(tallies)
+    records = [row.record for of in rows for row in of]
+    labelled = [r for r in records if r.unsafe is not None or r.response_unsafe is not None]
+    if not labelled:
+        raise DataError("no record has a label to compare a verdict with")
+    if len(labelled) != len(records):
+        note(f"{len(records) - len(labelled)} records without a label left out")
+    chosen = draw(labelled, options.limit, options.seed)
+    report = _report(chosen, options) | {"data": _about(tallies, len(labelled), len(chosen), options)}
+    if html is not None:
+        write(html, page.page(report).encode())
+    if as_json:
+        print(json.dumps(finite(report), indent=2))
+    else:
+        print_tables(tables.tables(report))
+    if html is not None:
+        note(f"report: {html}")
+
+
+def draw(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
+    """At most `limit` records at random, in their order: files are often sorted by what they hold."""
+    if limit is None or limit >= len(records):
+        return list(records)
+    numbers = sorted(random.Random(seed).sample(range(len(records)), limit))
+    return [records[number] for number in numbers]
+
+
+def _report(records: Sequence[Record], options: Options) -> dict[str, Any]:
+    folders = [(options.guard or find_guard(), options.scorer)]
+    if options.compare is not None:
+        folders.append((options.compare, options.compare_scorer or options.scorer))
+    guards: list[dict[str, Any]] = []
+    found: list[list[Answer | None]] = []
+    for folder, scorer in folders:
+        judge = Judge.open(folder, scorer, options.threads)
+        if guards and judge.name == guards[0]["name"]:
+            judge.name += " (2)"
+        found.append(_answers(judge, records, options))
+        guards.append(judge.about() | summarise(records, found[-1], judge.policy.thresholds))
+        _warn(guards[-1], options.long)
+        if options.policy_following:
+            guards[-1]["policy_following"] = _following(judge, records, found[-1], options)
+    comparison = compare(records, found[0], found[1], options.seed) if len(found) == 2 else None
+    return {"guards": guards, "comparison": comparison}
+
+
+def _answers(judge: Judge, records: Sequence[Record], options: Options) -> list[Answer | None]:
+    with progress() as bar:
+        task = bar.add_task(judge.name, total=len(records))
+        return answers(judge.under(), records, options.long, lambda count: bar.advance(task, count))
+
+
+def _following(
+    judge: Judge, records: Sequence[Record], found: Sequence[Answer | None], options: Options
+) -> dict[str, Any]:
+    planned = following.plan(records, found, judge.policy)
+    with progress() as bar:
+        task = bar.add_task(f"{judge.name}, other policies", total=following.planned_checks(planned))
+        return following.measure(
+            judge.under,
+            judge.policy,
+            records,
+            found,
+            options.long,
+            done=lambda count: bar.advance(task, count),
+        )
+
+
+def _warn(guard: dict[str, Any], long: Long) -> None:
+    for turn, coverage in guard["coverage"].items():
+        if coverage["too_long"]:
+            hint = "" if long == "cut" else "; --long cut judges their beginning"
+            note(f"{guard['name']}: {coverage['too_long']} {turn}s too long for the context, left out{hint}")
+        if coverage["cut"]:
+            note(f"{guard['name']}: {coverage['cut']} {turn}s judged by a beginning alone")
+
+
+def _about(tallies: Sequence[Tally], labelled: int, drawn: int, options: Options) -> dict[str, Any]:
+    return {
+        "files": [tally.to_json() for tally in tallies],
+        "records": labelled,
+        "drawn": drawn,
+        "seed": options.seed,
+        "long": options.long,
+        "version": __version__,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
