@@ -52,7 +52,7 @@ HAZARDS: tuple[Hazard, ...] = (
         "S18",
         "High Risk Gov Decision Making",
         "fine-grained",
-        ("High Risk Government Decision Making", "Government Decision Making"),
+        ("High Risk Government Decision Making", "Government Decision Making", "High-risk gov. decisions"),
     ),
     Hazard(
         "S19",

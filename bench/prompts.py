@@ -12,7 +12,7 @@ from aegis_edge.cli.lines import read_lines
 from aegis_edge.conversation import Conversation
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import InputError
-from aegis_edge.train.generate import generate
+from aegis_edge.data.generate import generate
 
 # Another seed than training's: none of these was trained on as it stands.
 SEED = 20_000

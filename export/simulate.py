@@ -82,7 +82,7 @@ def quantise_trunk(
     called after every projection.
     """
     guard = replace(trunk, embed=trunk.embed.bfloat16().float(), layers=[])
-    parent_run, guard_run = Stream(trunk, text), Stream(guard, text)
+    parent_run, guard_run = Stream(trunk, text), Stream(guard, text, rounded=True)
     weights = token_weights(text)
     errors: dict[str, float] = {}
     for i, layer in enumerate(trunk.layers):
@@ -98,7 +98,26 @@ def quantise_trunk(
             parent_run.apply(name, target)
             guard_run.apply(name, given)
             report(name)
-    return guard, errors, parent_run.logits(), guard_run.logits()
+    before, after = parent_run.logits(), guard_run.logits()
+    if (
+        trunk.unembed is None and trunk.lm_head is None
+    ):  # trained rows, not the LM head's
+        shift = centre(before, after, text.pairs)
+        guard.head_bias, after = guard.head_bias + shift, after + shift
+    return guard, errors, before, after
+
+
+def centre(parent: Tensor, guard: Tensor, pairs: Tensor) -> Tensor:
+    """What to add to the head's bias, [R], so that each question's margins have the parent's mean (bias
+    correction, arXiv 1906.04721): rounding moves all of a question's margins one way, which one number per
+    question takes back."""
+    shift = torch.zeros(guard.shape[1])
+    for pair in pairs.unique(dim=0):
+        mine = (pairs == pair).all(1)
+        moved = margins(guard[mine], pairs[mine]) - margins(parent[mine], pairs[mine])
+        shift[pair[0]] += moved.mean() / 2
+        shift[pair[1]] -= moved.mean() / 2
+    return shift
 
 
 def token_weights(text: Text) -> Tensor:

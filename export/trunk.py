@@ -201,13 +201,15 @@ def hadamard(x: Tensor, block: int) -> Tensor:
     return (y.reshape(shape)) * block**-0.5
 
 
-def attend(trunk: Trunk, text: Text, qkv: Tensor, positions: Tensor) -> Tensor:
+def attend(trunk: Trunk, text: Text, qkv: Tensor, positions: Tensor, rounded: bool = False) -> Tensor:
     """Grouped-query attention of every span to the root and itself: qkv [T, (heads + 2 kv_heads) d] ->
-    context [T, heads d]."""
+    context [T, heads d]. `rounded`: queries, keys and values through bf16, as the runtime holds them."""
     dims, d = trunk.dims, trunk.dims.head_dim
     q, k, v = qkv.reshape(len(qkv), -1, d).transpose(0, 1).split((dims.heads, dims.kv_heads, dims.kv_heads))
     cos, sin = trunk.rope[0][positions], trunk.rope[1][positions]
     q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    if rounded:
+        q, k, v = (x.bfloat16().float() for x in (q, k, v))
     out = torch.empty_like(q)
     for start, end in text.spans():
         n, prefix = end - start, 0 if start == 0 else text.root
@@ -227,10 +229,11 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class Stream:
     """A run of calibration text through a trunk, stopped before each projection: what goes in can be looked
-    at, and the projection exchanged, before it is applied. `hidden` is the residual stream [T, H]."""
+    at, and the projection exchanged, before it is applied. `hidden` is the residual stream [T, H]; `rounded`
+    as in `attend`."""
 
-    def __init__(self, trunk: Trunk, text: Text) -> None:
-        self.trunk, self.text = trunk, text
+    def __init__(self, trunk: Trunk, text: Text, rounded: bool = False) -> None:
+        self.trunk, self.text, self.rounded = trunk, text, rounded
         self.positions = text.positions()
         self.hidden = trunk.embed[text.ids]
         self._inner = torch.empty(0)
@@ -242,7 +245,7 @@ class Stream:
         if name == "qkv":
             return rms_norm(self.hidden, layer.input_norm, eps)
         if name == "o":
-            return attend(self.trunk, self.text, self._inner, self.positions)
+            return attend(self.trunk, self.text, self._inner, self.positions, self.rounded)
         if name == "gate_up":
             return rms_norm(self.hidden, layer.post_norm, eps)
         gate, up = self._inner.chunk(2, dim=-1)
@@ -262,9 +265,9 @@ class Stream:
         return functional.linear(h, trunk.head_weight, trunk.head_bias)
 
 
-def run(trunk: Trunk, text: Text) -> Tensor:
-    """Label logits of `text` under `trunk`, fp32 [slots, R]."""
-    stream = Stream(trunk, text)
+def run(trunk: Trunk, text: Text, rounded: bool = False) -> Tensor:
+    """Label logits of `text` under `trunk`, fp32 [slots, R]; `rounded` as in `attend`."""
+    stream = Stream(trunk, text, rounded)
     for layer in trunk.layers:
         for name in PROJECTIONS:
             stream.apply(name, getattr(layer, name)(stream.inputs(layer, name), text.fine))

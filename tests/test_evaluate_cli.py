@@ -87,10 +87,11 @@ def test_two_guards_and_a_page(
 ) -> None:
     page = tmp_path / "page.html"
     arguments = [str(data), "--guard", guards[0], "--compare", guards[1], "--html", str(page)]
-    found = report(capsys, *arguments, "--policy-following")
+    found = report(capsys, *arguments, "--policy-following", "--topic-following")
     assert [guard["name"] for guard in found["guards"]] == ["guard, cpu", "guard, cpu (2)"]
     assert found["comparison"]["prompt"]["pairs"] == 20 and found["comparison"]["response"]["pairs"] == 10
     assert all("policy_following" in guard for guard in found["guards"])
+    assert all(0 < guard["topic_following"]["accuracy"] < 1 for guard in found["guards"])
     html = page.read_text()
     assert html.count("data:image/png;base64,") == 2 and "Two guards" in html and "<script" not in html
     assert not any(

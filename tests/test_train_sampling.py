@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 from aegis_edge.train import calibration
+from aegis_edge.train.datasets import data_files, load_data
 from aegis_edge.train.packing import _split
 from aegis_edge.train.policies import NAMES, REWORDINGS, Line, Policy, default_policy, draw_policy, under
 from aegis_edge.train.sampling import Sampler, joined, split
@@ -188,3 +191,28 @@ def test_calibration_recovers_temperature_and_bias() -> None:
     assert expected_calibration_error(calibration.apply(margins, fitted), labels) < 0.02
     assert calibration.fit(margins, 1 - labels) == calibration.IDENTITY  # never turn a verdict round
     assert calibration.fit(margins, np.zeros(len(margins))) == calibration.IDENTITY
+
+
+def test_a_folder_gives_its_training_files_alone(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "refusals_train.json", "dev_x.jsonl", "notes.txt", "other.jsonl"):
+        (tmp_path / name).write_text("")
+    train, kept = data_files([tmp_path, tmp_path / "other.jsonl"])
+    assert [f.name for f in train] == ["refusals_train.json", "train.jsonl", "other.jsonl"]
+    assert [f.name for f in kept] == ["dev_x.jsonl", "other.jsonl"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no file to train on"):
+        data_files([tmp_path / "empty"])
+
+
+def test_published_aegis_rows_are_trained_on(tmp_path: Path) -> None:
+    row = {
+        "id": "1", "reconstruction_id_if_redacted": None, "prompt": "a plum", "response": None,
+        "prompt_label": "unsafe", "response_label": None, "violated_categories": "Profanity",
+        "prompt_label_source": "human", "response_label_source": None,
+    }  # fmt: skip
+    rows = [row | {"id": str(n), "prompt": f"plum {n}"} for n in range(40)]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    records, validation = load_data([tmp_path], 0, generated=10, contrasts=4, each_topic=2)
+    mine = [r for r in (*records, *validation) if r.source == "train"]
+    assert len(mine) == 40 and all(r.categories.certain == {"S12"} and r.unsafe for r in mine)
+    assert {e.source for n in range(9) for e in Sampler(records, 0).step(n, 8)[1]} >= {"train"}

@@ -262,6 +262,12 @@ def evaluate(
             "--policy-following", help="Judge what is flagged again, under policies that do not forbid it."
         ),
     ] = False,
+    topic_following: Annotated[
+        bool,
+        typer.Option(
+            "--topic-following", help="Judge the project's own prompts under policies about topics."
+        ),
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out and count rows that can not be read.")
     ] = False,
@@ -287,6 +293,7 @@ def evaluate(
         seed=seed,
         long=long,
         policy_following=policy_following,
+        topic_following=topic_following,
         skip_bad=skip_bad,
     )
     command.evaluate(files, options, html=html, force=force, as_json=json)

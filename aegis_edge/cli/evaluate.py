@@ -20,7 +20,7 @@ from aegis_edge.data.records import DataError, Record
 from aegis_edge.guard import find_guard
 
 with extra("evaluate", "the evaluation"):
-    from aegis_edge.evaluate import following, page, tables
+    from aegis_edge.evaluate import following, page, tables, topics
     from aegis_edge.evaluate.compare import compare
     from aegis_edge.evaluate.judge import Answer, Judge, Long, answers
     from aegis_edge.evaluate.summary import finite, summarise
@@ -39,6 +39,7 @@ class Options:
     seed: int
     long: Long
     policy_following: bool
+    topic_following: bool
     skip_bad: bool
 
 
@@ -90,6 +91,8 @@ def _report(records: Sequence[Record], options: Options) -> dict[str, Any]:
         _warn(guards[-1], options.long)
         if options.policy_following:
             guards[-1]["policy_following"] = _following(judge, records, found[-1], options)
+        if options.topic_following:
+            guards[-1]["topic_following"] = _topics(judge, options.seed)
     comparison = compare(records, found[0], found[1], options.seed) if len(found) == 2 else None
     return {"guards": guards, "comparison": comparison}
 
@@ -114,6 +117,12 @@ def _following(
             options.long,
             done=lambda count: bar.advance(task, count),
         )
+
+
+def _topics(judge: Judge, seed: int) -> dict[str, Any]:
+    with progress() as bar:
+        task = bar.add_task(f"{judge.name}, policies about topics", total=topics.planned(seed=seed))
+        return topics.measure(judge.under, seed=seed, done=lambda count: bar.advance(task, count))
 
 
 def _warn(guard: dict[str, Any], long: Long) -> None:

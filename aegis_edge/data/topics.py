@@ -35,7 +35,8 @@ class Topic:
 
 
 def _topic(entry: dict[str, Any]) -> Topic:
-    return Topic(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})
+    name, description, off = (str(entry[key]) for key in ("name", "description", "off"))
+    return Topic(name, description, off, tuple(entry["subjects"]), tuple(entry["texts"]))
 
 
 TOPICS: tuple[Topic, ...] = tuple(_topic(entry) for entry in _TEXT["topics"])

@@ -24,7 +24,7 @@ _KEYS = ("precision", "recall", "f1", "false_positive_rate", "auroc", "auprc", "
 def tables(report: Mapping[str, Any]) -> list[Table]:
     """The report's tables, in order; those without a line are left out."""
     guards = report["guards"]
-    found = [_overall(guards), _coverage(guards), *_comparison(report), _following(guards)]
+    found = [_overall(guards), _coverage(guards), *_comparison(report), _following(guards), _topics(guards)]
     found += [table for guard in guards for table in _parts(guard, guards)]
     found += [_attribution(guard, guards) for guard in guards]
     return [table for table in found if table.lines]
@@ -162,6 +162,25 @@ def _following(guards: Sequence[Mapping[str, Any]]) -> Table:
         f"of the run leaves out, {gone} to which every category may apply (of the last guard)."
     )
     return Table("Policy following", note, ("", "flagged", "let through", "still flagged"), tuple(lines))
+
+
+def _topics(guards: Sequence[Mapping[str, Any]]) -> Table:
+    lines = []
+    for guard in guards:
+        found = guard.get("topic_following")
+        if found:
+            lines.append((guard["name"], *_two(found)))
+            lines += [(f"  {kind}", *_two(of)) for kind, of in found["by_kind"].items()]
+            lines += [(f"  {topic}", *_two(of)) for topic, of in found["by_topic"].items()]
+    note = (
+        "The project's own prompts under policies that allow one topic alone, or forbid it; the topics are "
+        "held out of training, and half of the prompts break the policy."
+    )
+    return Table("Topic following", note, ("", "accuracy", "AUROC"), tuple(lines))
+
+
+def _two(of: Mapping[str, Any]) -> tuple[str, str]:
+    return number(of["accuracy"]), number(of["auroc"])
 
 
 def _shares(of: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -8,13 +8,21 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: see workers.py
 
+from aegis_edge.data.mapping import ALL_CODES
+from aegis_edge.export.base import DEFAULT_BASE, resolve_base
 from aegis_edge.train.loop import Settings, run
 
 
 def settings(arguments: list[str] | None = None) -> Settings:
     parser = argparse.ArgumentParser("aegis_edge.train", description="Train a LoRA guard adapter on CPU.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl.gz, or such a file")
-    parser.add_argument("--base", type=Path, required=True, help="Hugging Face folder of a Llama base model")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        required=True,
+        help="a data file, or a folder of them (files with `train` in their name); may be repeated",
+    )
+    parser.add_argument("--base", default=DEFAULT_BASE, help="base model, as `aegis-edge export` takes it")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoint, log, plot and adapter/"
     )
@@ -41,7 +49,18 @@ def settings(arguments: list[str] | None = None) -> Settings:
     parser.add_argument(
         "--uncompiled", dest="compiled", action="store_false", help="do without torch.compile"
     )
-    return Settings(**vars(parser.parse_args(arguments)))
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="S1",
+        choices=ALL_CODES,
+        help="leave a hazard out of policies and data, to measure it when first named later; may be repeated",
+    )
+    given = vars(parser.parse_args(arguments))
+    base = resolve_base(given["base"])
+    given |= {"base": base.folder, "base_name": base.name}
+    return Settings(**given | {"data": tuple(given["data"]), "without": tuple(given["without"])})
 
 
 if __name__ == "__main__":

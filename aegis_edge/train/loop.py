@@ -25,21 +25,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.nn import functional as F
 
-from aegis_edge.data.generate import CONTRASTS, generate
-from aegis_edge.data.mapping import Categories, map_categories
-from aegis_edge.data.records import Record, read_records
-from aegis_edge.data.topics import TOPICS, topical
+from aegis_edge.data.topics import TOPICS
 from aegis_edge.errors import AegisError
 from aegis_edge.evaluate.metrics import report
 from aegis_edge.train import calibration
 from aegis_edge.train.adapter import save_adapter
 from aegis_edge.train.card import card, plot
+from aegis_edge.train.datasets import load_data
 from aegis_edge.train.model import LeanLlama, RootCache
 from aegis_edge.train.packing import Batch, Example, make_batch, tokenise
-from aegis_edge.train.policies import NAMES, Policy, default_policy
+from aegis_edge.train.policies import Policy, default_policy
 from aegis_edge.train.probe import probe
 from aegis_edge.train.prompt import ROWS, PromptEncoder
-from aegis_edge.train.sampling import Sampler, joined, split
+from aegis_edge.train.sampling import Sampler
 from aegis_edge.train.workers import Workers
 
 
@@ -47,8 +45,9 @@ from aegis_edge.train.workers import Workers
 class Settings:
     """One run. Times in minutes of compute; `limit`s in tokens of text."""
 
-    data: Path
+    data: tuple[Path, ...]
     base: Path
+    base_name: str
     out: Path
     budget_minutes: float = 80.0
     steps: int | None = None  # instead of the budget: a fixed number of steps, which makes a run repeatable
@@ -70,9 +69,7 @@ class Settings:
     generated: int = 8000
     contrasts: int = 1200
     topical: int = 120  # prompts a topic
-    without: tuple[
-        str, ...
-    ] = ()  # hazard codes left out of training, to measure them as first named later
+    without: tuple[str, ...] = ()  # hazard codes left out of training, to measure them as first named later
     probe_examples: int = 4000
     validation_examples: int = 400
     calibration_examples: int = 1500
@@ -80,11 +77,6 @@ class Settings:
     validate_minutes: float = 8.0
     compiled: bool = True
     dtype: torch.dtype = torch.bfloat16
-
-
-# Held out from training more than the rest, to see how the guard does on sources it has not met.
-HELD_OUT: dict[str, float] = {"surge_toxicity": 1.0, "aegis2_dv_sft": 0.4, "benign_coconot_pref": 0.25}
-VALIDATION_SHARE = 0.04
 
 
 def load_base(folder: Path) -> Any:
@@ -97,24 +89,6 @@ def load_base(folder: Path) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return LlamaForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16)
-
-
-def load_data(settings: Settings) -> tuple[list[Record], list[Record]]:
-    """(train, validation) records: the data folder's train file, own harmless prompts, and joined texts."""
-    source = settings.data / "train.jsonl.gz" if settings.data.is_dir() else settings.data
-    dev = sorted(source.parent.glob("dev_*.jsonl*"))
-    held = [record.prompt for path in dev for record in read_records(path)]
-    own = [
-        Record(text, None, False, None, Categories(), None, "generated")
-        for _, text in generate(settings.generated, settings.seed, held)
-    ]
-    for code, text in generate(settings.contrasts, settings.seed, held, CONTRASTS):
-        own.append(Record(text, None, True, None, map_categories("aegis", NAMES[code]), code, "contrasts"))
-    own += topical(TOPICS, settings.topical, settings.seed)
-    train, validation = split([*read_records(source), *own], HELD_OUT, VALIDATION_SHARE, settings.seed)
-    train += joined(train, len(train) // 20, settings.seed)
-    validation += joined(validation, len(validation) // 20, settings.seed + 1)
-    return train, validation
 
 
 def batches(examples: Sequence[Example], encoder: PromptEncoder, settings: Settings) -> list[Batch]:
@@ -165,7 +139,9 @@ class Run:
             compiled=settings.compiled,
             seed=settings.seed,
         )
-        self.train, self.validation = load_data(settings)
+        self.train, self.validation = load_data(
+            settings.data, settings.seed, settings.generated, settings.contrasts, settings.topical
+        )
         self.sampler = Sampler(self.train, settings.seed, TOPICS, settings.without)
         checks = Sampler(self.validation, settings.seed, without=settings.without)
         _, pool = checks.step(-1, settings.calibration_examples, vary=False)
@@ -256,8 +232,8 @@ class Run:
                 if isinstance(v, (int, float)) and not isinstance(v, bool)
             },
         }
-        base = "SmolLM2-135M-Instruct"
-        save_adapter(self.model, target, base, self.calibration, facts, card(facts, self.calibration))
+        about = card(facts, self.calibration)
+        save_adapter(self.model, target, self.settings.base_name, self.calibration, facts, about)
 
     # --- computing
 

@@ -1,0 +1,64 @@
+"""What a run trains and validates on: the user's files, and texts that the project makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from aegis_edge.data.files import read_file, split_of
+from aegis_edge.data.generate import CONTRASTS, generate
+from aegis_edge.data.mapping import Categories, map_categories
+from aegis_edge.data.records import DataError, Record
+from aegis_edge.data.topics import TOPICS, topical
+from aegis_edge.train.policies import NAMES
+from aegis_edge.train.sampling import joined, split
+
+# Held out from training more than the rest, to see how the guard does on sources it has not met.
+HELD_OUT: dict[str, float] = {"surge_toxicity": 1.0, "aegis2_dv_sft": 0.4, "benign_coconot_pref": 0.25}
+VALIDATION_SHARE = 0.04
+
+
+def data_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """(files to train on, files to keep away from) of `paths`: files, and folders of them.
+
+    A file is for training where its name says so ("train.jsonl.gz", "refusals_train.json"), or where the user
+    named the file itself; what a folder holds beside is for evaluation. Raises DataError where none is left.
+    """
+    train: list[Path] = []
+    kept: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            train.append(path)
+            continue
+        for file in sorted(
+            f for f in path.iterdir() if f.name.removesuffix(".gz").endswith((".json", ".jsonl"))
+        ):
+            (train if split_of(file) == "train" else kept).append(file)
+    if not train:
+        raise DataError(
+            "no file to train on in " + ", ".join(map(str, paths)),
+            hint="its name has the word train; or name it",
+        )
+    return train, kept
+
+
+def load_data(
+    paths: Sequence[Path], seed: int, generated: int, contrasts: int, each_topic: int
+) -> tuple[list[Record], list[Record]]:
+    """(train, validation) records: the files' rows, own prompts and contrasts, topics, and joined texts.
+
+    Own prompts stay clear of the prompts in the folders' evaluation files. Raises DataError.
+    """
+    train_files, kept = data_files(paths)
+    held = [record.prompt for file in kept for record in read_file(file)]
+    records = [record for file in train_files for record in read_file(file)]
+    for _, text in generate(generated, seed, held):
+        records.append(Record(text, None, False, None, Categories(), None, "generated"))
+    for code, text in generate(contrasts, seed, held, CONTRASTS):
+        categories = map_categories("aegis", NAMES[code])
+        records.append(Record(text, None, True, None, categories, code, "contrasts"))
+    records += topical(TOPICS, each_topic, seed)
+    train, validation = split(records, HELD_OUT, VALIDATION_SHARE, seed)
+    train += joined(train, len(train) // 20, seed)
+    validation += joined(validation, len(validation) // 20, seed + 1)
+    return train, validation
