@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from aegis_edge.policy import Policy as UserPolicy
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from aegis_edge.train import calibration
+from aegis_edge.train import calibration, unseen
 from aegis_edge.train.datasets import data_files, load_data
-from aegis_edge.train.packing import _split
+from aegis_edge.train.packing import Example, _split
 from aegis_edge.train.policies import NAMES, REWORDINGS, Line, Policy, default_policy, draw_policy, under
 from aegis_edge.train.sampling import Sampler, joined, split
 
@@ -213,6 +214,24 @@ def test_published_aegis_rows_are_trained_on(tmp_path: Path) -> None:
     rows = [row | {"id": str(n), "prompt": f"plum {n}"} for n in range(40)]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     records, validation = load_data([tmp_path], 0, generated=10, contrasts=4, each_topic=2)
-    mine = [r for r in (*records, *validation) if r.source == "train"]
+    mine = [r for r in (*records, *validation) if r.source == "aegis2"]
     assert len(mine) == 40 and all(r.categories.certain == {"S12"} and r.unsafe for r in mine)
-    assert {e.source for n in range(9) for e in Sampler(records, 0).step(n, 8)[1]} >= {"train"}
+    assert {e.source for n in range(9) for e in Sampler(records, 0).step(n, 8)[1]} >= {"aegis2"}
+
+
+def test_an_unseen_hazard_is_told_from_other_harm() -> None:
+    rows = [record(f"a{n}", True, "S5", "S3") for n in range(30)]
+    rows += [record(f"b{n}", True, "S1", "S3 S22") for n in range(30)]
+    rows += [record(f"c{n}", True, "", "S5") for n in range(30)] + [record(f"d{n}", False) for n in range(30)]
+
+    def telling(letters: str) -> unseen.Margins:
+        def margins(examples: Sequence[Example], policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+            assert [line.code for line in policy.lines] == ["S5"] and policy.texts[0].startswith(NAMES["S5"])
+            assert not any(e.prompt.startswith("c") for e in examples)  # it may fall under the hazard
+            found = [float(e.prompt[0] in letters) for e in examples]
+            return np.array(found), np.array([bool(e.unsafe) for e in examples])
+
+        return margins
+
+    assert unseen.measure(rows, "S5", telling("a")) == 1.0
+    assert unseen.measure(rows, "S5", telling("ab")) == 0.75  # harm alone: half of the negatives are harmful

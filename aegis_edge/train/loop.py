@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from aegis_edge.data.topics import TOPICS
 from aegis_edge.errors import AegisError
 from aegis_edge.evaluate.metrics import report
-from aegis_edge.train import calibration
+from aegis_edge.train import calibration, unseen
 from aegis_edge.train.adapter import save_adapter
 from aegis_edge.train.card import card, plot
 from aegis_edge.train.datasets import load_data
@@ -240,12 +240,14 @@ class Run:
     def root(self, policy: Policy) -> RootCache:
         return self.model.root(self.encoder.root(policy.texts))
 
-    def evaluate(self, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Margins, kinds, labels under the default policy; examples longer than the training limits are
-        cut.
+    def evaluate(
+        self, examples: Sequence[Example], policy: Policy | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Margins, kinds, labels under a policy, None: the default; in an order of its own. Examples longer
+        than the training limits are cut.
         """
         todo = batches(examples, self.encoder, self.settings)
-        root = self.root(default_policy(self.settings.without))
+        root = self.root(policy or default_policy(self.settings.without))
 
         def margins(batch: Batch) -> np.ndarray:
             with torch.no_grad():
@@ -267,6 +269,16 @@ class Run:
                 figures[name] = {k: round(float(v), 4) for k, v in found.items()}
         self.figures = figures
         return figures
+
+    def unseen(self) -> dict[str, float]:
+        """AUROC of each hazard that the run leaves out, under a policy that names it."""
+        records = [*self.train, *self.validation]
+
+        def margins(examples: Sequence[Example], policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+            found, _, labels = self.evaluate(examples, policy)
+            return found, labels
+
+        return {code: unseen.measure(records, code, margins) for code in self.settings.without}
 
     def run_probe(self, progress: Progress) -> None:
         sampler = Sampler(self.train, self.settings.seed + 1, without=self.settings.without)
@@ -372,7 +384,7 @@ def run(settings: Settings) -> Path:
             elif state.minutes - saved >= settings.checkpoint_minutes:
                 saved = state.minutes
                 state.save()
-        state.log(validation=state.validate(state.calibration_set), final=True)
+        state.log(validation=state.validate(state.calibration_set), unseen=state.unseen(), final=True)
         state.save()
         plot(settings.out)
     target = settings.out / "adapter"
