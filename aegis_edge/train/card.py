@@ -6,18 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from aegis_edge.train.policies import MIX
+
 _CARD = """\
 ---
 library_name: peft
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
-license: apache-2.0
+base_model: {base}
 ---
-# aegis-edge-135m
+# A guard adapter for {base}
 
-A LoRA (r16, alpha 32, all seven linear layers) with six label rows that makes SmolLM2-135M-Instruct a safety
-classifier after the Aegis 2.0 taxonomy: 12 core and 9 fine-grained categories, Needs Caution and Other. It
-reads a policy, a prompt and perhaps a response, and gives a probability that each is unsafe, and one a
-category. It writes no text.
+A LoRA (r16, alpha 32, all seven linear layers) with six label rows that makes {base} a safety classifier
+after the Aegis 2.0 taxonomy: 12 core and 9 fine-grained categories, Needs Caution and Other. It reads a
+policy, a prompt and perhaps a response, and gives a probability that each is unsafe, and one a category. It
+writes no text.
 
 ## How it is read
 `<|im_start|>system` policy `<|im_end|>`, then the user's text, then `<|im_end|>`: the hidden state of that
@@ -27,15 +28,17 @@ sigmoid(margin / temperature + bias).
 
 ## Training
 {examples:,} examples in {steps:,} steps and {compute_minutes} minutes of compute on two CPU cores. Label rows
-start from logistic regression on the frozen base, then LoRA and rows move together. In about a fifth of the
-steps the policy is a shuffled subset of the categories and labels follow it. Sources (public, permissively
-licensed, brought to one schema): {sources}. `generated` and `joined` are the project's own: templated
-harmless prompts that look alarming, everyday requests, and longer texts put together from shorter ones. The
-real Aegis 2.0 data set was not at hand: `aegis2_train_xref` and `aegis2_dv_sft` are the flagged rows of it
-that other public sets carry.
+start from logistic regression on the frozen base, then LoRA and rows move together. About a third of the
+steps ({varied:.0%}) are under another policy, and labels follow it: hazards left out, shuffled, reworded or
+renamed; everyday topics forbidden, or one alone allowed (50 topics; 14 more are never trained on).
+
+Sources: {sources}. Of these, `generated`, `contrasts`, `topics` and `joined` are the project's own: templated
+harmless prompts that look alarming and a few that a policy does forbid, everyday requests by topic, and
+longer texts put together from shorter ones. `aegis2_train_xref` and `aegis2_dv_sft`, where listed, are not
+the Aegis 2.0 data set but its flagged rows that other public sets carry.
 
 ## Validation
-Held out from the training sources (surge_toxicity held out whole), calibrated on the same texts:
+Held out from the training sources, calibrated on the same texts:
 
 | slot | n | F1 | AUROC | false positive rate | recall | calibration error |
 |---|---|---|---|---|---|---|
@@ -44,7 +47,7 @@ Held out from the training sources (surge_toxicity held out whole), calibrated o
 Calibration: {calibration}.
 
 ## Where it is weak
-- 135M parameters: subtle, indirect or coded harm passes; knowledge is small. English only.
+- A small model: subtle, indirect or coded harm passes; knowledge is small. English only.
 - Alarming words in harmless use still draw false positives.
 - Trained on texts up to {limit} tokens (responses {response_limit}); longer ones work but were not seen.
 - Thin categories: Manipulation, Illegal Activity, Immoral/Unethical, Copyright/Trademark/Plagiarism, High
@@ -55,7 +58,8 @@ Risk Gov Decision
 """
 
 
-def card(facts: dict[str, Any], calibration: dict[str, dict[str, float]]) -> str:
+def card(base: str, facts: dict[str, Any], calibration: dict[str, dict[str, float]]) -> str:
+    """The card of an adapter for `base`; facts as `Run.export` gathers them."""
     keys = ("n", "f1", "auroc", "false_positive_rate", "recall", "ece")
     rows = [
         f"| {name} | {int(f['n'])} | " + " | ".join(f"{f[k]:.3f}" for k in keys[1:]) + " |"
@@ -65,9 +69,11 @@ def card(facts: dict[str, Any], calibration: dict[str, dict[str, float]]) -> str
         f"{k} temperature {c['temperature']:.2f} bias {c['bias']:+.2f}" for k, c in calibration.items()
     )
     values = facts | {
+        "base": base,
         "sources": ", ".join(f"`{s}`" for s in facts["sources"]),
         "table": "\n".join(rows),
         "calibration": fitted,
+        "varied": 1 - MIX["default"],
         "limit": facts["settings"]["limit"],
         "response_limit": facts["settings"]["response_limit"],
     }
