@@ -15,7 +15,7 @@ BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find aegis_edge export bench kernels -type f -not -path '*/__pycache__/*' -not -name '_native.pyi' 2>/dev/null)
 
-.PHONY: demo test test-python test-cpp lint types stub format bench clean
+.PHONY: demo test test-python test-cpp test-arm lint types stub format bench clean
 
 demo: $(GUARD)/aegis.json
 	$(RUN)/python -m aegis_edge.bench.demo $(GUARD)
@@ -31,6 +31,13 @@ test-cpp: $(VENV)/.dev
 	  -DAEGIS_TESTS=ON -DAEGIS_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release
 	$(RUN)/cmake --build build/tests -j $(JOBS)
 	$(RUN)/ctest --test-dir build/tests --output-on-failure
+
+# The same C++ tests for 64-bit ARM, in an emulator: right results, no speed.
+test-arm: $(VENV)/.dev
+	$(RUN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(RUN)/ninja) \
+	  -DAEGIS_TESTS=ON -DCMAKE_TOOLCHAIN_FILE=tests/cpp/aarch64.cmake
+	$(RUN)/cmake --build build/aarch64 -j $(JOBS)
+	$(RUN)/ctest --test-dir build/aarch64 --output-on-failure -j $(JOBS)
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .

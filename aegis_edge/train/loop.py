@@ -72,7 +72,7 @@ class Settings:
     without: tuple[str, ...] = ()  # hazard codes left out of training, to measure them as first named later
     probe_examples: int = 4000
     validation_examples: int = 400
-    calibration_examples: int = 1500
+    calibration_examples: int = 4000
     checkpoint_minutes: float = 2.0
     validate_minutes: float = 8.0
     compiled: bool = True
