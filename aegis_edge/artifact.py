@@ -47,7 +47,7 @@ class Artifact:
         """Open a folder written by `aegis-edge export`; raises ArtifactError for anything that is not exactly
         what its manifest says.
 
-        verify=False skips the SHA-256 of the files (about 0.1 s for the 135M guard), nothing else.
+        verify=False leaves the SHA-256 of the files (0.2 s for the 135M guard) to `verify`, nothing else.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -66,6 +66,11 @@ class Artifact:
         if policy is not None:
             _check_policy(policy, manifest)
         return cls(folder, manifest, model, policy)
+
+    def verify(self) -> None:
+        """Compare every file with its SHA-256; raises ArtifactError. Releases the GIL while it reads."""
+        for name, entry in self.manifest["files"].items():
+            _check_file(self.path / name, entry, verify=True)
 
     def tensor_names(self) -> tuple[str, ...]:
         """Names in model.safetensors."""

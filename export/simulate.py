@@ -99,9 +99,7 @@ def quantise_trunk(
             guard_run.apply(name, given)
             report(name)
     before, after = parent_run.logits(), guard_run.logits()
-    if (
-        trunk.unembed is None and trunk.lm_head is None
-    ):  # trained rows, not the LM head's
+    if trunk.unembed is None and trunk.lm_head is None:  # trained rows, not the LM head's
         shift = centre(before, after, text.pairs)
         guard.head_bias, after = guard.head_bias + shift, after + shift
     return guard, errors, before, after

@@ -54,3 +54,17 @@ def test_a_changed_golden_artefact_is_refused(tmp_path):
     file.write_bytes(file.read_bytes().replace(b'"e"', b'"f"', 1))
     with pytest.raises(ArtifactError, match="SHA-256"):
         Artifact.open(tmp_path / "guard")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "policy.safetensors", "README.md"])
+def test_a_guard_hashes_while_it_loads(tmp_path, name):
+    """The weights are unpacked beside the hashing; a damaged file is refused all the same, and by its hash."""
+    from aegis_edge.errors import ArtifactError
+
+    shutil.copytree(GOLDEN / "artifact-v1", tmp_path / "guard")
+    file = tmp_path / "guard" / name
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name}: its SHA-256"):
+        Guard.load(tmp_path / "guard", threads=1)
