@@ -10,9 +10,9 @@ from pathlib import Path
 from aegis_edge.cli.check import MAX_BYTES
 from aegis_edge.cli.lines import read_lines
 from aegis_edge.conversation import Conversation
+from aegis_edge.data.generate import generate
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import InputError
-from aegis_edge.data.generate import generate
 
 # Another seed than training's: none of these was trained on as it stands.
 SEED = 20_000

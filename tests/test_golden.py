@@ -58,7 +58,7 @@ def test_a_changed_golden_artefact_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "policy.safetensors", "README.md"])
 def test_a_guard_hashes_while_it_loads(tmp_path, name):
-    """The weights are unpacked beside the hashing; a damaged file is refused all the same, and by its hash."""
+    """Weights are unpacked beside the hashing; a damaged file is refused all the same, and by its hash."""
     from aegis_edge.errors import ArtifactError
 
     shutil.copytree(GOLDEN / "artifact-v1", tmp_path / "guard")
