@@ -10,16 +10,21 @@ Logits that are not finite raise: a guard that is confused must not say "safe".
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aegis_edge.errors import ArtifactError, ScorerError
 from aegis_edge.families.plan import CATEGORY, PROMPT, QUESTIONS, RESPONSE, Plan
-from aegis_edge.policy import Policy
+from aegis_edge.policy import Category, Policy
 
 if TYPE_CHECKING:
     from aegis_edge.scoring import LogitArray
+
+
+# The category question about a category that is none of the taxonomy's: the guard was not trained on it, and
+# its margins mean something else. Calibrated apart where an artefact has it, as `category` else.
+CUSTOM = "custom_category"
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,10 @@ def read_calibration(data: Mapping[str, Any]) -> dict[str, Calibration]:
         found = {name: Calibration(float(c["temperature"]), float(c["bias"])) for name, c in data.items()}
     except (TypeError, KeyError, ValueError) as error:
         raise ArtifactError("calibration: every question needs a temperature and a bias") from error
-    if not found.keys() <= set(QUESTIONS):
-        raise ArtifactError(f"calibration: unknown questions {sorted(found.keys() - set(QUESTIONS))}")
-    return {question: found.get(question, Calibration()) for question in QUESTIONS}
+    if not found.keys() <= {*QUESTIONS, CUSTOM}:
+        raise ArtifactError(f"calibration: unknown questions {sorted(found.keys() - {*QUESTIONS, CUSTOM})}")
+    read = {question: found.get(question, Calibration()) for question in QUESTIONS}
+    return read | {CUSTOM: found.get(CUSTOM, read[CATEGORY])}
 
 
 class Decider:
@@ -104,6 +110,8 @@ class Decider:
         self._rows = {
             q: (plan.rows.index(no), plan.rows.index(yes)) for q, (no, yes) in plan.questions.items()
         }
+        self.by_categories = policy.by_categories
+        self._is_complete = policy.is_complete
         self._thresholds = {PROMPT: policy.thresholds.prompt, RESPONSE: policy.thresholds.response}
 
     def ratings(self, reads: Sequence[str], logits: LogitArray) -> dict[str, Rating]:
@@ -129,14 +137,43 @@ class Decider:
             raise ScorerError(
                 f"the scorer returned {len(logits)} rows for {len(self._policy.categories)} categories"
             )
-        violated = []
-        for category, row in zip(self._policy.categories, logits, strict=True):
-            _, probability = self._read(CATEGORY, row)
-            if probability >= self._policy.threshold_of(category):
-                violated.append(CategoryScore(category.name, category.code, probability))
+        return self._violated(zip(self._policy.categories, self._probabilities(logits), strict=True))
+
+    def by_policy(self, rating: Rating, logits: LogitArray) -> tuple[Rating, tuple[CategoryScore, ...]]:
+        """A turn judged by what its policy names, and the categories that claim it.
+
+        A hazard of the taxonomy claims what the verdict finds unsafe and its leaf affirms; a custom category
+        what its leaf affirms. P(unsafe) is the most probable claim, max(custom leaves, min(verdict, hazard
+        leaves)); without the leaves in the minimum where the policy names all of the taxonomy.
+        """
+        probabilities = self._probabilities(logits)
+        pairs = list(zip(self._policy.categories, probabilities, strict=True))
+        hazards = [(c, p) for c, p in pairs if not c.is_custom]
+        custom = [(c, p) for c, p in pairs if c.is_custom]
+        general = min(rating.probability, max((p for _, p in hazards), default=0.0))
+        if self._is_complete:
+            general = rating.probability
+        claims = self._violated(custom) + (() if rating.safe else self._violated(hazards))
+        is_safe = not claims and (rating.safe or not self._is_complete)
+        probability = max([general, *(p for _, p in custom)])
+        ranked = tuple(sorted(claims, key=lambda score: -score.probability))
+        return Rating(is_safe, probability, rating.margin), ranked
+
+    def _probabilities(self, logits: LogitArray) -> list[float]:
+        return [
+            self._read(CATEGORY, row, CUSTOM if category.is_custom else CATEGORY)[1]
+            for category, row in zip(self._policy.categories, logits, strict=True)
+        ]
+
+    def _violated(self, found: Iterable[tuple[Category, float]]) -> tuple[CategoryScore, ...]:
+        violated = [
+            CategoryScore(category.name, category.code, probability)
+            for category, probability in found
+            if probability >= self._policy.threshold_of(category)
+        ]
         return tuple(sorted(violated, key=lambda score: -score.probability))
 
-    def _read(self, question: str, row: LogitArray) -> tuple[float, float]:
+    def _read(self, question: str, row: LogitArray, scale: str | None = None) -> tuple[float, float]:
         no, yes = self._rows[question]
         margin = float(row[yes]) - float(row[no])
         if not math.isfinite(margin):
@@ -144,4 +181,4 @@ class Decider:
                 f"the scorer returned logits that are not finite for the {question}; no verdict can be given",
                 hint="verify the guard with: aegis-edge inspect DIR",
             )
-        return margin, self._calibration[question].probability(margin)
+        return margin, self._calibration[scale or question].probability(margin)

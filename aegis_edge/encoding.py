@@ -120,6 +120,7 @@ class Encoded:
 
     segments  the nodes of the first pass
     reads     the question of each slot, in slot order
+    judged    the node of each slot
     last      the node from which category leaves hang
     content   tokens of the prompt's and response's text
     size      tokens of all segments
@@ -127,6 +128,7 @@ class Encoded:
 
     segments: tuple[Segment, ...]
     reads: tuple[str, ...]
+    judged: tuple[int, ...]
     last: int
     content: int
     size: int
@@ -166,6 +168,7 @@ class ConversationEncoder:
             raise _too_long(str(tokens), limit)
         segments: list[Segment] = []
         reads: list[str] = []
+        judged: list[int] = []
         numbers = {ROOT: 0}
         for index, node in enumerate(nodes):
             ids = np.concatenate(
@@ -179,8 +182,9 @@ class ConversationEncoder:
             reads += [] if node.reads is None else [node.reads]
             segments.append(Segment(ids, parent, slots))
             numbers[index] = len(segments)
+            judged += slots and (len(segments),)
         size = sum(len(segment.ids) for segment in segments)
-        return Encoded(tuple(segments), tuple(reads), numbers[len(nodes) - 1], tokens, size)
+        return Encoded(tuple(segments), tuple(reads), tuple(judged), numbers[len(nodes) - 1], tokens, size)
 
     def leaves(self, parent: int) -> list[Segment]:
         """One leaf a category under node `parent`, in the policy's order, read at its last token."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aegis_edge.conversation import Conversation
-from aegis_edge.decision import Calibration, CategoryScore, Decider, Verdict, read_calibration
+from aegis_edge.decision import Calibration, CategoryScore, Decider, Rating, Verdict, read_calibration
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder, Encoded
 from aegis_edge.errors import AegisError, ArtifactError, ContextError, InputError, PolicyError, ScorerError
 from aegis_edge.families import get_family
@@ -152,11 +152,10 @@ class Guard:
     def _score(self, chunk: Sequence[Encoded]) -> list[Verdict]:
         with self._tree() as tree:
             segments: list[Segment] = []
-            lasts = []
+            firsts = []  # each conversation's nodes are numbered from here on, as they are from 0 alone
             for encoded in chunk:
-                first = len(segments) + 1
-                segments += encoded.at(first)
-                lasts.append(encoded.last + first - 1)
+                firsts.append(len(segments))
+                segments += encoded.at(len(segments) + 1)
             logits, total = _extend(tree, segments), tree.log_sum_exp
             ratings, masses, row = [], [], 0
             for encoded in chunk:
@@ -166,27 +165,52 @@ class Guard:
                     None if total is None else self._decider.mass(encoded.reads, logits[rows], total[rows])
                 )
                 row = rows.stop
-            safe = [all(rating.safe for rating in found.values()) for found in ratings]
-            unsafe = [i for i in range(len(chunk)) if not safe[i]]
-            leaves = self._categories(tree, len(segments) + 1, [lasts[i] for i in unsafe])
-            claimed = dict(zip(unsafe, leaves, strict=True))
+            if self._decider.by_categories:
+                turns = [
+                    n + node for n, encoded in zip(firsts, chunk, strict=True) for node in encoded.judged
+                ]
+                claimed = self._judged_by_categories(ratings, self._leaves(tree, len(segments) + 1, turns))
+            else:
+                unsafe = [i for i, found in enumerate(ratings) if not all(r.safe for r in found.values())]
+                rows = self._leaves(tree, len(segments) + 1, [firsts[i] + chunk[i].last for i in unsafe])
+                claims = {i: self._decider.categories(row) for i, row in zip(unsafe, rows, strict=True)}
+                claimed = [claims.get(i, ()) for i in range(len(chunk))]
         return [
             Verdict(
-                safe[i], found[PROMPT], found.get(RESPONSE), claimed.get(i, ()), chunk[i].content, masses[i]
+                all(rating.safe for rating in found.values()),
+                found[PROMPT],
+                found.get(RESPONSE),
+                claimed[i],
+                chunk[i].content,
+                masses[i],
             )
             for i, found in enumerate(ratings)
         ]
 
-    def _categories(self, tree: Tree, nodes: int, parents: Sequence[int]) -> list[tuple[CategoryScore, ...]]:
-        """Violated categories for each of `parents` in a tree of `nodes` nodes, which is left as it was."""
-        found = []
+    def _judged_by_categories(
+        self, ratings: Sequence[dict[str, Rating]], rows: Iterator[LogitArray]
+    ) -> list[tuple[CategoryScore, ...]]:
+        """Each conversation's categories, its `ratings` changed to what they claim. rows: the leaves' logits
+        under every rating's node."""
+        claimed = []
+        for found in ratings:
+            best: dict[str, CategoryScore] = {}
+            for question in found:
+                found[question], claims = self._decider.by_policy(found[question], next(rows))
+                for claim in claims:
+                    if claim.name not in best or claim.probability > best[claim.name].probability:
+                        best[claim.name] = claim
+            claimed.append(tuple(sorted(best.values(), key=lambda claim: -claim.probability)))
+        return claimed
+
+    def _leaves(self, tree: Tree, nodes: int, parents: Sequence[int]) -> Iterator[LogitArray]:
+        """Label logits [categories, rows] of the policy's leaves under each of `parents`."""
         at_once = max(1, CHUNK_TOKENS // max(1, self._leaf_tokens))
         for start in range(0, len(parents), at_once):
             batch = parents[start : start + at_once]
             logits = _extend(tree, [leaf for parent in batch for leaf in self._encoder.leaves(parent)])
             tree.truncate(nodes)
-            found += [self._decider.categories(rows) for rows in np.split(logits, len(batch))]
-        return found
+            yield from np.split(logits, len(batch))
 
     @contextmanager
     def _tree(self) -> Iterator[Tree]:

@@ -13,7 +13,12 @@ A policy lists categories (the Aegis taxonomy's, or custom ones with a descripti
     response = 0.5
     category = 0.5
 
-The order of categories is kept: the guard reads them in that order.
+    decided_by = "auto"                                                     # or "verdict", "categories"
+
+The order of categories is kept: the guard reads them in that order. `decided_by` says what makes a turn
+unsafe: "verdict", that the guard finds it unsafe; "categories", that one of these categories claims it.
+"auto" is "verdict" for the taxonomy's 23 and "categories" for every other policy, which is how the default
+guard lets through what its policy does not name, and finds what it has never been trained on.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from typing import Any
 from aegis_edge import taxonomy
 from aegis_edge.errors import PolicyError
 
+DECIDED_BY = ("auto", "verdict", "categories")
 MAX_CATEGORIES = 256
 MAX_NAME = 100  # characters
 MAX_DESCRIPTION = 1000
@@ -82,6 +88,11 @@ class Category:
         return cls(hazard.name, hazard.code, description, threshold)
 
     @property
+    def is_custom(self) -> bool:
+        """Whether it is none of the taxonomy's."""
+        return taxonomy.find(self.name) is None
+
+    @property
     def text(self) -> str:
         """How the guard reads it: the name, followed by ": description" where there is one."""
         return self.name if self.description is None else f"{self.name}: {self.description}"
@@ -108,11 +119,14 @@ class Policy:
         default_factory=lambda: tuple(Category(h.name, h.code) for h in taxonomy.HAZARDS)
     )
     thresholds: Thresholds = field(default_factory=Thresholds)
+    decided_by: str = "auto"
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.categories) <= MAX_CATEGORIES:
             count = len(self.categories)
             raise _Located(f"a policy has 1 to {MAX_CATEGORIES} categories, not {count}", "categories")
+        if self.decided_by not in DECIDED_BY:
+            raise _Located(f"{self.decided_by!r} is not one of {', '.join(DECIDED_BY)}", "decided_by")
         seen: dict[str, int] = {}
         for index, category in enumerate(self.categories):
             for name in (category.name, category.code or category.name):
@@ -122,6 +136,18 @@ class Policy:
                         f"{name!r} repeats categories[{first}]", f"categories[{index}]", "list it once"
                     )
 
+    @property
+    def by_categories(self) -> bool:
+        """Whether a turn is unsafe where a category claims it, and not by the verdict alone."""
+        if self.decided_by != "auto":
+            return self.decided_by == "categories"
+        return not self.is_complete or any(c.is_custom for c in self.categories)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the taxonomy is unsafe: then whatever is found unsafe is."""
+        return {hazard.code for hazard in taxonomy.HAZARDS} <= {c.code for c in self.categories}
+
     @classmethod
     def default(cls) -> Policy:
         """The 23 categories of the taxonomy in S-code order, thresholds 0.5."""
@@ -130,7 +156,7 @@ class Policy:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Read what `to_dict` or a TOML file holds. Raises PolicyError naming the key."""
-        _check_keys(data, {"categories", "thresholds"}, "")
+        _check_keys(data, {"categories", "thresholds", "decided_by"}, "")
         categories = cls().categories
         if "categories" in data:
             entries = data["categories"]
@@ -142,7 +168,7 @@ class Policy:
             raise _Located(f"expected a table, found {_kind(section)}", "thresholds")
         _check_keys(section, {"prompt", "response", "category"}, "thresholds.")
         try:
-            return cls(categories, Thresholds(**section))
+            return cls(categories, Thresholds(**section), data.get("decided_by", "auto"))
         except _Located as error:
             raise (error.under("thresholds.") if error.key in section else error) from None
 
@@ -186,7 +212,8 @@ class Policy:
             categories.append({key: value for key, value in entry.items() if value is not None})
         limits = self.thresholds
         thresholds = {"prompt": limits.prompt, "response": limits.response, "category": limits.category}
-        return {"categories": categories, "thresholds": thresholds}
+        found: dict[str, Any] = {"categories": categories, "thresholds": thresholds}
+        return found if self.decided_by == "auto" else found | {"decided_by": self.decided_by}
 
     @property
     def sha256(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from itertools import pairwise
 
 from aegis_edge.bench.guards import ALWAYS, NEVER, Text
@@ -12,6 +13,7 @@ from aegis_edge.conversation import Conversation
 from aegis_edge.encoding import ConversationEncoder
 from aegis_edge.scoring import Scorer
 
+SLOW = 2.0  # seconds: such a call is timed once
 STAGES = ("tokenise", "encode", "scorer", "decide")
 
 
@@ -43,11 +45,18 @@ def stages(text: Text, scorer: Scorer, prompt: str, calls: int) -> dict[str, flo
     medians = {name: statistics.median(values) for name, values in found.items()}
     for name, thresholds in (("total", NEVER), ("unsafe", ALWAYS)):
         guard = text.guard(scorer, thresholds)
-        guard.check(prompt)
-        times = []
-        for _ in range(calls):
-            start = time.perf_counter()
-            guard.check(prompt)
-            times.append(time.perf_counter() - start)
-        medians[name] = statistics.median(times)
+        medians[name] = _median(lambda guard=guard: guard.check(prompt), calls)  # type: ignore[misc]
     return medians
+
+
+def _median(call: Callable[[], object], calls: int) -> float:
+    """Median seconds of `calls` after a first one, which is all there is where it takes seconds: a scorer
+    without a tree runs the whole prompt again for each of the 23 categories."""
+    times: list[float] = []
+    while len(times) <= calls:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+        if times[0] > SLOW:
+            return times[0]
+    return statistics.median(times[1:])

@@ -215,5 +215,5 @@ def _adapter_card(folder: Path, family: Family) -> dict[str, Any]:
 
 def _calibration(card: dict[str, Any]) -> dict[str, dict[str, float]]:
     stored = card.get("calibration", {})
-    kinds = ("prompt", "response", "category")
+    kinds = ["prompt", "response", "category", *(["custom_category"] if "custom_category" in stored else [])]
     return {kind: {"temperature": 1.0, "bias": 0.0, **stored.get(kind, {})} for kind in kinds}

@@ -56,7 +56,8 @@ def tiny_policy() -> Policy:
             Category.of("Privacy", threshold=0.3),
             Category("Locks", "X1", "Talks about locks."),
             Category("Weather", description="Says what the weather is like."),
-        )
+        ),
+        decided_by="verdict",
     )
 
 

@@ -116,3 +116,36 @@ def test_calibration_of_a_manifest():
 def test_a_malformed_calibration_is_refused(data, message):
     with pytest.raises(ArtifactError, match=message):
         read_calibration(data)
+
+
+def judged(tiny_plan, policy: Policy, verdict: float, *leaves: float):
+    decider = Decider(tiny_plan, policy, PLAIN)
+    rating = decider.ratings(("prompt",), logits([0, verdict, 0, 0, 0, 0]))["prompt"]
+    return decider.by_policy(rating, logits(*([0, 0, 0, 0, 0, leaf] for leaf in leaves)))
+
+
+def test_a_policy_decides_by_what_it_names(tiny_plan, tiny_policy):
+    """Violence, Privacy (threshold 0.3), and two custom categories."""
+    policy = Policy(tiny_policy.categories, decided_by="categories")
+    rating, claims = judged(
+        tiny_plan, policy, 3.0, -2.0, -2.0, -2.0, -2.0
+    )  # unsafe, but nothing that is named
+    assert rating.safe and claims == () and rating.probability == pytest.approx(1 / (1 + math.exp(2)))
+    assert rating.margin == 3.0  # as it was read
+    rating, claims = judged(tiny_plan, policy, 3.0, 2.0, -2.0, -2.0, -2.0)
+    assert not rating.safe and [c.name for c in claims] == ["Violence"]
+    assert rating.probability == pytest.approx(1 / (1 + math.exp(-2)))
+    rating, claims = judged(tiny_plan, policy, -3.0, 2.0, -2.0, -2.0, -2.0)  # a hazard needs the verdict too
+    assert rating.safe and claims == () and rating.probability < 0.2
+    rating, claims = judged(tiny_plan, policy, -3.0, -2.0, -2.0, -2.0, 1.0)  # a custom category does not
+    assert not rating.safe and [c.name for c in claims] == ["Weather"]
+    rating, claims = judged(tiny_plan, policy, 1.0, 0.5, -0.5, 3.0, -2.0)  # 0.38 is over Privacy's threshold
+    assert [c.name for c in claims] == ["Locks", "Violence", "PII/Privacy"]
+
+
+def test_custom_categories_have_a_scale_of_their_own(tiny_plan, tiny_policy):
+    scaled = read_calibration({"custom_category": {"temperature": 1.0, "bias": -5.0}})
+    decider = Decider(tiny_plan, tiny_policy, scaled)
+    (first, second) = (s.name for s in decider.categories(logits(*[[0, 0, 0, 0, 0, 1.0]] * 4)))
+    assert {first, second} == {"Violence", "PII/Privacy"}
+    assert read_calibration({"category": {"temperature": 2.0, "bias": 1.0}})["custom_category"].bias == 1.0

@@ -95,7 +95,7 @@ def test_what_is_scored_is_the_rendered_conversation(folder, tiny_tokenizer, tin
             hidden = decoder(torch.tensor([ids])).last_hidden_state[0, -1].numpy()
         return head @ hidden + bias
 
-    strict = Policy(tiny_policy.categories, Thresholds(0.0001, 0.0001, 0.0001))
+    strict = replace(tiny_policy, thresholds=Thresholds(0.0001, 0.0001, 0.0001))
     verdict = Guard.from_artifact(artifact, ReferenceScorer.from_artifact(artifact), strict).check(
         "lock?", "no."
     )
@@ -186,7 +186,7 @@ def test_trees_are_used_again_but_not_after_a_failure(reference, monkeypatch):
 
 def test_other_thresholds_keep_the_cached_policy(folder, tiny_policy):
     artifact = Artifact.open(folder)
-    stern = Policy(tiny_policy.categories, Thresholds(prompt=0.0001))
+    stern = replace(tiny_policy, thresholds=Thresholds(prompt=0.0001))
     guard = Guard.from_artifact(artifact, ReferenceScorer.from_artifact(artifact), stern)
     assert guard._root is None
     assert not guard.check("anything").safe
@@ -228,7 +228,7 @@ def test_a_head_that_gives_nan_raises_and_never_says_safe(
     tiny_llama, tiny_head, tiny_encoder, tiny_plan, tiny_policy, row
 ):
     weight, bias = (torch.from_numpy(part.copy()) for part in tiny_head)
-    stern = Policy(tiny_policy.categories, Thresholds(0.0001, 0.0001))
+    stern = replace(tiny_policy, thresholds=Thresholds(0.0001, 0.0001))
     healthy = ReferenceScorer.from_parent(tiny_llama, weight, bias, tiny_plan.root)
     assert not Guard(healthy, tiny_encoder, tiny_plan, stern).check("a", "b").safe
     weight[row, 5] = float("nan")
@@ -363,3 +363,25 @@ def test_verdicts_can_not_change(reference):
     with pytest.raises(AttributeError):
         verdict.safe = True
     assert replace(verdict, label_mass=0.5).label_mass == 0.5
+
+
+@pytest.mark.parametrize("scorer", ["reference", "cpu"])
+def test_a_policy_that_decides_by_categories(folder, tiny_policy, scorer):
+    """Every turn is asked about every category, alone and in batches alike; none is safe that one claims."""
+    policy = Policy(tiny_policy.categories, tiny_policy.thresholds)
+    assert policy.by_categories
+    first = Guard.load(folder, scorer=scorer, threads=1, policy=policy).check_many(ITEMS)
+    middle = float(np.median([verdict.prompt.probability for verdict in first]))
+    policy = replace(policy, categories=tuple(replace(c, threshold=middle) for c in policy.categories))
+    guard = Guard.load(folder, scorer=scorer, threads=1, policy=policy)
+    verdicts = guard.check_many(ITEMS)
+    if scorer == "cpu":
+        assert verdicts == [guard.check_many([item])[0] for item in ITEMS]
+    for verdict in verdicts:
+        assert verdict.safe == (not verdict.categories)
+        turns = [verdict.prompt, *([verdict.response] if verdict.response else [])]
+        assert verdict.safe == all(turn.safe for turn in turns)
+    assert {True, False} <= {verdict.safe for verdict in verdicts}
+    plain = Guard.load(folder, scorer=scorer, threads=1).check_many(ITEMS)
+    assert [v.prompt.margin for v in verdicts] == pytest.approx([v.prompt.margin for v in plain], abs=1e-4)
+    assert [v.safe for v in verdicts] != [v.safe for v in plain]

@@ -151,3 +151,21 @@ def test_the_classes_refuse_what_the_files_may_not_say(make, message):
     with pytest.raises(PolicyError) as caught:
         make()
     assert str(caught.value) == message
+
+
+def test_what_decides():
+    assert not Policy.default().by_categories
+    assert Policy(Policy.default().categories[1:]).by_categories  # one left out
+    custom = Category("Locks", description="Talks about locks.")
+    assert Policy((*Policy.default().categories, custom)).by_categories  # one added
+    described = (Category.of("Violence", description="Words of it."), *Policy.default().categories[1:])
+    assert not Policy(described).by_categories
+    assert not Policy((custom,), decided_by="verdict").by_categories
+    assert Policy(decided_by="categories").by_categories
+    policy = Policy.from_toml('decided_by = "verdict"\ncategories = ["S1"]')
+    assert policy.decided_by == "verdict" and Policy.from_dict(policy.to_dict()) == policy
+    assert "decided_by" not in Policy.default().to_dict()  # policies written before stay as they were
+    with pytest.raises(
+        PolicyError, match="line 2: decided_by: 'leaf' is not one of auto, verdict, categories"
+    ):
+        Policy.from_toml('categories = ["S1"]\ndecided_by = "leaf"')

@@ -235,3 +235,15 @@ def test_an_unseen_hazard_is_told_from_other_harm() -> None:
 
     assert unseen.measure(rows, "S5", telling("a")) == 1.0
     assert unseen.measure(rows, "S5", telling("ab")) == 0.75  # harm alone: half of the negatives are harmful
+
+
+def test_the_scale_of_custom_categories_is_fitted_on_topics() -> None:
+    def margins(examples: Sequence[Example], policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+        assert all(text == policy.texts[0] for e in examples for text, _ in e.leaves)
+        labels = np.array([e.leaves[0][1] for e in examples])
+        assert labels.sum() * 2 == len(labels)
+        noise = np.array([len(e.prompt) % 7 - 3.0 for e in examples])
+        return 6.0 + 2.0 * labels + noise, labels  # yes to all by its sign
+
+    scale = unseen.custom_scale(margins)
+    assert -8 < scale["bias"] * scale["temperature"] < -6

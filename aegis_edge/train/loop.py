@@ -270,15 +270,15 @@ class Run:
         self.figures = figures
         return figures
 
+    def margins(self, examples: Sequence[Example], policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+        """Margins and labels of the slots under a policy, in an order of their own."""
+        found, _, labels = self.evaluate(examples, policy)
+        return found, labels
+
     def unseen(self) -> dict[str, float]:
         """AUROC of each hazard that the run leaves out, under a policy that names it."""
         records = [*self.train, *self.validation]
-
-        def margins(examples: Sequence[Example], policy: Policy) -> tuple[np.ndarray, np.ndarray]:
-            found, _, labels = self.evaluate(examples, policy)
-            return found, labels
-
-        return {code: unseen.measure(records, code, margins) for code in self.settings.without}
+        return {code: unseen.measure(records, code, self.margins) for code in self.settings.without}
 
     def run_probe(self, progress: Progress) -> None:
         sampler = Sampler(self.train, self.settings.seed + 1, without=self.settings.without)
@@ -384,7 +384,9 @@ def run(settings: Settings) -> Path:
             elif state.minutes - saved >= settings.checkpoint_minutes:
                 saved = state.minutes
                 state.save()
-        state.log(validation=state.validate(state.calibration_set), unseen=state.unseen(), final=True)
+        figures = state.validate(state.calibration_set)
+        state.calibration["custom_category"] = unseen.custom_scale(state.margins, settings.seed)
+        state.log(validation=figures, unseen=state.unseen(), final=True)
         state.save()
         plot(settings.out)
     target = settings.out / "adapter"

@@ -1,4 +1,5 @@
-"""A hazard first named at inference: how well a guard finds what its training left out."""
+"""Categories first named at inference: how well a guard finds a hazard that its training left out, and the
+scale of its answers about categories that are none of the taxonomy's."""
 
 from __future__ import annotations
 
@@ -8,13 +9,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aegis_edge.data.records import Record
+from aegis_edge.data.topics import TOPICS, topical
 from aegis_edge.evaluate.metrics import auroc
+from aegis_edge.train import calibration
 from aegis_edge.train.packing import Example
 from aegis_edge.train.policies import NAMES, REWORDINGS, Line, Policy
 
+EACH = 12  # prompts a topic
 MOST = 200  # prompts that fall under the hazard, and as many that do not
 
-# Margins [N] of the examples' prompts under a policy and their labels [N], in any order.
+# Margins [N] of the examples' slots under a policy and their labels [N], in any order.
 Margins = Callable[[Sequence[Example], Policy], tuple[np.ndarray, np.ndarray]]
 
 
@@ -34,3 +38,21 @@ def measure(records: Sequence[Record], code: str, margins: Margins, seed: int = 
     policy = Policy((Line(f"{NAMES[code]}: {REWORDINGS[code]['described'][0]}", code),))
     examples = [Example(r.prompt, None, n < count, None) for n, r in enumerate(chosen)]
     return auroc(*margins(examples, policy))
+
+
+def custom_scale(margins: Margins, seed: int = 0) -> dict[str, float]:
+    """Temperature and bias of custom categories: each everyday topic under a policy that forbids it, asked
+    about its own prompts and as many of others."""
+    rng = random.Random(seed)
+    records = topical(TOPICS, EACH, seed)
+    found, labels = [], []
+    for topic in TOPICS:
+        own = [r for r in records if r.raw_category == topic.name]
+        others = rng.sample([r for r in records if r.raw_category != topic.name], len(own))
+        line = Line(f"{topic.name}: {topic.description}", None, frozenset({topic.name}))
+        pairs = [*((r, True) for r in own), *((r, False) for r in others)]
+        asked = [Example(r.prompt, None, None, None, ((line.text, holds),)) for r, holds in pairs]
+        values, holds_of = margins(asked, Policy((line,)))
+        found.append(values)
+        labels.append(holds_of)
+    return calibration.fit(np.concatenate(found), np.concatenate(labels))
