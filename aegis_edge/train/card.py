@@ -48,8 +48,8 @@ Calibration: {calibration}.
 
 ## Where it is weak
 - A small model: subtle, indirect or coded harm passes; knowledge is small. English only.
-- The verdict hardly heeds which categories stand in the policy. The category leaves do: a policy that is not the
-  whole taxonomy is decided by them.
+- The verdict hardly heeds which categories stand in the policy. The category leaves do: a policy that is
+  not the whole taxonomy is decided by them.
 - Alarming words in harmless use still draw false positives.
 - Trained on texts up to {limit} tokens (responses {response_limit}); longer ones work but were not seen.
 - Thin categories: Manipulation, Illegal Activity, Immoral/Unethical, Copyright/Trademark/Plagiarism, High
