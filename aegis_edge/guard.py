@@ -172,8 +172,8 @@ class Guard:
                 claimed = self._judged_by_categories(ratings, self._leaves(tree, len(segments) + 1, turns))
             else:
                 unsafe = [i for i, found in enumerate(ratings) if not all(r.safe for r in found.values())]
-                rows = self._leaves(tree, len(segments) + 1, [firsts[i] + chunk[i].last for i in unsafe])
-                claims = {i: self._decider.categories(row) for i, row in zip(unsafe, rows, strict=True)}
+                leaves = self._leaves(tree, len(segments) + 1, [firsts[i] + chunk[i].last for i in unsafe])
+                claims = {i: self._decider.categories(row) for i, row in zip(unsafe, leaves, strict=True)}
                 claimed = [claims.get(i, ()) for i in range(len(chunk))]
         return [
             Verdict(
