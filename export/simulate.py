@@ -27,6 +27,7 @@ from aegis_edge.export.trunk import PROJECTIONS, Dense, Projection, Stream, Text
 
 SCHEMES = ("w8a8", "w4a8", "bf16")
 _DAMPING = 0.01
+CENTRE_LEAST = 64  # slots of a question: their mean is then known to an eighth of one slot's deviation
 # How much a token's error counts when a matrix is rounded. Every conversation attends to the policy, and to
 # its first token most of all (an attention sink: without its weight, rounding it alone moves margins more
 # than all other tokens together).
@@ -112,6 +113,8 @@ def centre(parent: Tensor, guard: Tensor, pairs: Tensor) -> Tensor:
     shift = torch.zeros(guard.shape[1])
     for pair in pairs.unique(dim=0):
         mine = (pairs == pair).all(1)
+        if mine.sum() < CENTRE_LEAST:  # the mean of a few texts is about these texts
+            continue
         moved = margins(guard[mine], pairs[mine]) - margins(parent[mine], pairs[mine])
         shift[pair[0]] += moved.mean() / 2
         shift[pair[1]] -= moved.mean() / 2

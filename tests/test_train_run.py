@@ -124,7 +124,12 @@ def test_killed_and_resumed_equals_uninterrupted(inputs: tuple[Path, Path], tmp_
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[k], theirs[k]) for k in mine)
     about = json.loads((broken / "adapter" / "aegis_adapter.json").read_text())
-    assert about["format"] == 1 and set(about["calibration"]) == {"prompt", "response", "category"}
+    assert about["format"] == 1 and set(about["calibration"]) == {
+        "prompt",
+        "response",
+        "category",
+        "custom_category",
+    }
     assert (broken / "training.png").stat().st_size > 0
 
 
