@@ -99,11 +99,7 @@ class Guard:
             verified = pool.submit(artifact.verify)
             try:
                 vocabulary = artifact.vocabulary() if label_mass else None
-                engine = (
-                    _reference(artifact, vocabulary)
-                    if scorer == "reference"
-                    else _cpu(artifact, threads, vocabulary)
-                )
+                engine = open_scorer(artifact, scorer, threads, vocabulary)
                 return cls.from_artifact(artifact, engine, policy)
             finally:
                 verified.result()  # a damaged file is told as such, whatever else it led to
@@ -256,7 +252,17 @@ def find_guard() -> Path:
     return path
 
 
-def _cpu(artifact: Artifact, threads: int | None, vocabulary: Vocabulary | None) -> Scorer:
+def open_scorer(
+    artifact: Artifact, name: str, threads: int | None = None, vocabulary: Vocabulary | None = None
+) -> Scorer:
+    """An opened artefact's weights under the scorer "cpu" or "reference"; arguments as in `Guard.load`.
+
+    Raises ScorerError.
+    """
+    if name == "reference":
+        return _reference(artifact, vocabulary)
+    if name != "cpu":
+        raise ScorerError(f"unknown scorer {name!r}", hint="scorers: cpu, reference")
     from aegis_edge.scoring.cpu import CpuScorer
 
     root = np.array(Plan.from_json(artifact.manifest["family"]["plan"]).root, np.int32)

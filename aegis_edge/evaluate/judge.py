@@ -14,10 +14,10 @@ from aegis_edge.conversation import Conversation
 from aegis_edge.data.records import Record
 from aegis_edge.decision import Rating, Verdict, read_calibration
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder
-from aegis_edge.errors import ContextError, ScorerError
+from aegis_edge.errors import ContextError
 from aegis_edge.families import get_family
 from aegis_edge.families.plan import Plan
-from aegis_edge.guard import Guard
+from aegis_edge.guard import Guard, open_scorer
 from aegis_edge.policy import Policy
 from aegis_edge.scoring import Scorer
 
@@ -65,7 +65,7 @@ class Judge:
         """Open an artefact folder; scorer and threads as in `Guard.load`. Raises AegisError."""
         artifact = Artifact.open(folder)
         name = os.path.basename(os.path.normpath(folder))
-        return cls(artifact, _scorer(artifact, scorer, threads), f"{name}, {scorer}")
+        return cls(artifact, open_scorer(artifact, scorer, threads), f"{name}, {scorer}")
 
     def about(self) -> dict[str, Any]:
         """JSON-ready: name, scorer, quantisation, size of the policy, thresholds."""
@@ -161,21 +161,3 @@ def _longest(text: str, fits: Callable[[str], bool]) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _scorer(artifact: Artifact, name: str, threads: int | None) -> Scorer:
-    if name == "cpu":
-        from aegis_edge.scoring.cpu import CpuScorer
-
-        root = np.array(Plan.from_json(artifact.manifest["family"]["plan"]).root, np.int32)
-        return CpuScorer(artifact, root, artifact.policy_kv(), threads)
-    if name != "reference":
-        raise ScorerError(f"unknown scorer {name!r}", hint="scorers: cpu, reference")
-    try:
-        from aegis_edge.scoring.reference import ReferenceScorer
-    except ModuleNotFoundError as error:
-        raise ScorerError(
-            f"the reference scorer needs {error.name}, which is not installed",
-            hint="pip install 'aegis-edge[export]'",
-        ) from error
-    return ReferenceScorer.from_artifact(artifact)
