@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from aegis_edge.scoring import LogitArray
 
 
+# The claim on what none of a policy's allowed topics is about.
+OFF_TOPIC = "Off topic"
+
 # The category question about a category that is none of the taxonomy's: the guard was not trained on it, and
 # its margins mean something else. Calibrated apart where an artefact has it, as `category` else.
 CUSTOM = "custom_category"
@@ -143,19 +146,24 @@ class Decider:
         """A turn judged by what its policy names, and the categories that claim it.
 
         A hazard of the taxonomy claims what the verdict finds unsafe and its leaf affirms; a custom category
-        what its leaf affirms. P(unsafe) is the most probable claim, max(custom leaves, min(verdict, hazard
-        leaves)); without the leaves in the minimum where the policy names all of the taxonomy.
+        what its leaf affirms; "Off topic" what no leaf of an allowed topic does. P(unsafe) is the most
+        probable claim, max(custom leaves, 1 - max(allowed leaves), min(verdict, hazard leaves)); without the
+        leaves in the minimum where the policy names all of the taxonomy.
         """
         probabilities = self._probabilities(logits)
         pairs = list(zip(self._policy.categories, probabilities, strict=True))
         hazards = [(c, p) for c, p in pairs if not c.is_custom]
-        custom = [(c, p) for c, p in pairs if c.is_custom]
+        custom = [(c, p) for c, p in pairs if c.is_custom and not c.allowed]
+        allowed = [(c, p) for c, p in pairs if c.allowed]
         general = min(rating.probability, max((p for _, p in hazards), default=0.0))
         if self._is_complete:
             general = rating.probability
         claims = self._violated(custom) + (() if rating.safe else self._violated(hazards))
+        off_topic = 1.0 - max(p for _, p in allowed) if allowed else 0.0
+        if allowed and not self._violated(allowed):
+            claims += (CategoryScore(OFF_TOPIC, None, off_topic),)
         is_safe = not claims and (rating.safe or not self._is_complete)
-        probability = max([general, *(p for _, p in custom)])
+        probability = max([general, off_topic, *(p for _, p in custom)])
         ranked = tuple(sorted(claims, key=lambda score: -score.probability))
         return Rating(is_safe, probability, rating.margin), ranked
 

@@ -8,6 +8,11 @@ A policy lists categories (the Aegis taxonomy's, or custom ones with a descripti
     name = "Competitor talk"
     description = "Recommends another vendor's product."
 
+    [[categories]]                                                          # a topic to keep to: what is about
+    name = "Cooking"                                                        # no allowed one is off topic
+    description = "Recipes, ingredients and kitchen technique."
+    allowed = true
+
     [thresholds]                                                            # unsafe from this probability on
     prompt = 0.5
     response = 0.5
@@ -43,15 +48,18 @@ MAX_DESCRIPTION = 1000
 
 @dataclass(frozen=True)
 class Category:
-    """One thing that is unsafe. `code` is the taxonomy's for its own categories; custom ones need none.
+    """One thing that is unsafe, or, where `allowed`, one of the topics that a conversation may be about.
 
-    A custom category needs a description: it is all the guard knows of it. `threshold` replaces the policy's.
+    `code` is the taxonomy's for its own categories; custom ones need none. A custom category needs a
+    description: it is all the guard knows of it. `threshold` replaces the policy's: the probability from
+    which on the category claims a turn.
     """
 
     name: str
     code: str | None = None
     description: str | None = None
     threshold: float | None = None
+    allowed: bool = False
 
     def __post_init__(self) -> None:
         _check_text(self.name, "name", MAX_NAME)
@@ -61,7 +69,11 @@ class Category:
             _check_text(self.description, "description", MAX_DESCRIPTION)
         if self.threshold is not None:
             _check_threshold(self.threshold, "threshold")
+        if not isinstance(self.allowed, bool):
+            raise _Located(f"expected true or false, found {_kind(self.allowed)}", "allowed")
         hazard = taxonomy.find(self.name)
+        if hazard is not None and self.allowed:
+            raise _Located(f"{hazard.name!r} is a hazard", "allowed", "to allow a hazard, leave it out")
         if hazard is not None and (self.name, self.code) != (hazard.name, hazard.code):
             raise _Located(
                 f"{self.name!r} is {hazard.name!r} ({hazard.code}) of the taxonomy",
@@ -80,12 +92,19 @@ class Category:
             )
 
     @classmethod
-    def of(cls, name: str, *, description: str | None = None, threshold: float | None = None) -> Category:
+    def of(
+        cls,
+        name: str,
+        *,
+        description: str | None = None,
+        threshold: float | None = None,
+        allowed: bool = False,
+    ) -> Category:
         """The category that a taxonomy name, alias or code means; any other name makes a custom category."""
         hazard = taxonomy.find(name) if isinstance(name, str) else None
         if hazard is None:
-            return cls(name, description=description, threshold=threshold)
-        return cls(hazard.name, hazard.code, description, threshold)
+            return cls(name, None, description, threshold, allowed)
+        return cls(hazard.name, hazard.code, description, threshold, allowed)
 
     @property
     def is_custom(self) -> bool:
@@ -135,6 +154,9 @@ class Policy:
                     raise _Located(
                         f"{name!r} repeats categories[{first}]", f"categories[{index}]", "list it once"
                     )
+
+        if self.decided_by == "verdict" and any(c.allowed for c in self.categories):
+            raise _Located("allowed topics are found by the categories", "decided_by", "leave it out")
 
     @property
     def by_categories(self) -> bool:
@@ -208,6 +230,7 @@ class Policy:
                 "code": category.code,
                 "description": category.description,
                 "threshold": category.threshold,
+                "allowed": category.allowed or None,
             }
             categories.append({key: value for key, value in entry.items() if value is not None})
         limits = self.thresholds
@@ -247,7 +270,7 @@ def _read_category(entry: Any, key: str) -> Category:
         entry = {"name": entry}
     elif not isinstance(entry, Mapping):
         raise _Located(f"expected a name or a table, found {_kind(entry)}", key)
-    _check_keys(entry, {"name", "code", "description", "threshold"}, f"{key}.")
+    _check_keys(entry, {"name", "code", "description", "threshold", "allowed"}, f"{key}.")
     if "name" not in entry:
         raise _Located("a category needs a name", key)
     try:

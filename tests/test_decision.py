@@ -7,7 +7,7 @@ import pytest
 
 from aegis_edge.decision import Calibration, Decider, read_calibration
 from aegis_edge.errors import ArtifactError, ScorerError
-from aegis_edge.policy import Policy, Thresholds
+from aegis_edge.policy import Category, Policy, Thresholds
 
 PLAIN = read_calibration({})
 
@@ -141,6 +141,27 @@ def test_a_policy_decides_by_what_it_names(tiny_plan, tiny_policy):
     assert not rating.safe and [c.name for c in claims] == ["Weather"]
     rating, claims = judged(tiny_plan, policy, 1.0, 0.5, -0.5, 3.0, -2.0)  # 0.38 is over Privacy's threshold
     assert [c.name for c in claims] == ["Locks", "Violence", "PII/Privacy"]
+
+
+def test_what_no_allowed_topic_claims_is_off_topic(tiny_plan):
+    """Two allowed topics, the second claiming from 0.2 on, a forbidden one and a hazard."""
+    policy = Policy(
+        (
+            Category("Chess", description="The game.", allowed=True),
+            Category("Dogs", description="Keeping them.", threshold=0.2, allowed=True),
+            Category("Cats", description="Keeping them."),
+            Category.of("Violence"),
+        )
+    )
+    rating, claims = judged(tiny_plan, policy, -3.0, 2.0, -4.0, -3.0, -2.0)
+    assert rating.safe and claims == () and rating.probability == pytest.approx(1 / (1 + math.exp(2)))
+    rating, claims = judged(tiny_plan, policy, -3.0, -4.0, -1.0, -3.0, -2.0)  # 0.27 is over Dogs' threshold
+    assert rating.safe and claims == ()
+    rating, claims = judged(tiny_plan, policy, -3.0, -1.0, -2.0, -3.0, -2.0)
+    assert not rating.safe and [(c.name, c.code) for c in claims] == [("Off topic", None)]
+    assert rating.probability == claims[0].probability == pytest.approx(1 / (1 + math.exp(-1)))
+    rating, claims = judged(tiny_plan, policy, 3.0, 4.0, -4.0, 1.0, 2.0)  # on topic, and yet forbidden
+    assert not rating.safe and [c.name for c in claims] == ["Violence", "Cats"]
 
 
 def test_custom_categories_have_a_scale_of_their_own(tiny_plan, tiny_policy):

@@ -29,7 +29,7 @@ class Fixed:
         verdicts = []
         for item in items:
             topic = next(t for t in HELD_OUT if t.name == TOPIC_OF[item.prompt])
-            breaks = category.description != topic.off and category.name in ("Off topic", topic.name)
+            breaks = (category.name == topic.name) != category.allowed
             safe = not breaks if self.oracle else True
             rating = Rating(safe, 0.1 if safe else 0.9, -2.0 if safe else 2.0)
             verdicts.append(Verdict(safe, rating, None, (), 1))
@@ -48,5 +48,6 @@ def test_an_oracle_and_a_guard_that_ignores_its_policy(oracle: bool, accuracy: f
 
 def test_policies_say_what_they_allow_and_forbid() -> None:
     allowed, forbidden = policies(HELD_OUT[0]).values()
-    assert allowed.categories[0].text == f"Off topic: {HELD_OUT[0].off}"
-    assert forbidden.categories[0].text == f"{HELD_OUT[0].name}: {HELD_OUT[0].description}"
+    (only,), (none,) = allowed.categories, forbidden.categories
+    assert only.text == none.text == f"{HELD_OUT[0].name}: {HELD_OUT[0].description}"
+    assert only.allowed and not none.allowed

@@ -169,3 +169,28 @@ def test_what_decides():
         PolicyError, match="line 2: decided_by: 'leaf' is not one of auto, verdict, categories"
     ):
         Policy.from_toml('categories = ["S1"]\ndecided_by = "leaf"')
+
+
+def test_allowed_topics():
+    text = """
+        [[categories]]
+        name = "Chess"
+        description = "The game."
+        allowed = true
+    """
+    policy = Policy.from_toml(text)
+    assert policy == Policy((Category("Chess", description="The game.", allowed=True),))
+    assert policy.by_categories and Policy.from_dict(policy.to_dict()) == policy
+    forbidden = Policy((Category("Chess", description="The game."),))
+    assert "allowed" not in forbidden.to_dict()["categories"][0]  # policies written before stay as they were
+    assert policy.sha256 != forbidden.sha256
+    for bad, message in (
+        (
+            text.replace("true", '"yes"'),
+            r"line 5: categories\[0\].allowed: expected true or false, found text",
+        ),
+        (text.replace("Chess", "Violence"), r"line 5: categories\[0\].allowed: 'Violence' is a hazard"),
+        ('decided_by = "verdict"' + text, "line 1: decided_by: allowed topics are found by the categories"),
+    ):
+        with pytest.raises(PolicyError, match=message):
+            Policy.from_toml(bad)

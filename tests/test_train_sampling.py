@@ -23,9 +23,10 @@ pytest.importorskip("sklearn")
 
 from aegis_edge.train import calibration, unseen
 from aegis_edge.train.datasets import data_files, load_data
+from aegis_edge.train.longer import longer
 from aegis_edge.train.packing import Example, _split
 from aegis_edge.train.policies import NAMES, REWORDINGS, Line, Policy, default_policy, draw_policy, under
-from aegis_edge.train.sampling import Sampler, joined, split
+from aegis_edge.train.sampling import Sampler, split
 
 
 def record(text: str, unsafe: bool, certain: str = "", possible: str = "", source: str = "mine") -> Record:
@@ -67,15 +68,13 @@ def test_labels_follow_the_policy() -> None:
 
 
 def test_labels_follow_a_policy_about_topics() -> None:
-    forbidden = Policy((Line("Chess: the game", topics=frozenset({"Chess"})), Line(NAMES["S5"], "S5")))
-    allowed = Policy((Line("Off topic: not chess", topics=frozenset({"Chess"}), all_but=True),))
+    forbidden = Policy((Line("Chess: the game", topic="Chess"), Line(NAMES["S5"], "S5")))
     chess, dogs = topic("a gambit", "Chess"), topic("a leash", "Dogs")
     assert (under(forbidden, chess, False), under(forbidden, dogs, False)) == (True, False)
-    assert (under(allowed, chess, False), under(allowed, dogs, False)) == (False, True)
     harmful, harmless = record("x", True, "S5"), record("y", False)
     assert under(forbidden, harmful, True) is True
     assert under(forbidden, record("x", True, "S1"), True) is None  # nobody noted whether it is about chess
-    assert (under(allowed, harmful, True), under(allowed, harmless, False)) == (True, None)
+    assert under(forbidden, harmless, False) is None
 
 
 def test_policies_are_ones_that_a_user_could_write() -> None:
@@ -83,7 +82,7 @@ def test_policies_are_ones_that_a_user_could_write() -> None:
     kinds = set()
     for _ in range(400):
         policy = draw_policy(rng, TOPICS, without=("S5",))
-        kinds.add((policy.full, policy.topical, any(line.all_but for line in policy.lines)))
+        kinds.add((policy.full, policy.topical))
         assert "S5" not in {line.code for line in policy.lines}
         categories = []
         for line in policy.lines:
@@ -91,7 +90,7 @@ def test_policies_are_ones_that_a_user_could_write() -> None:
             categories.append(Category.of(name, description=description or None))
         assert [c.text for c in UserPolicy(tuple(categories)).categories] == list(policy.texts)
         assert all((c.code == line.code) for c, line in zip(categories, policy.lines, strict=True) if c.code)
-    assert kinds == {(True, False, False), (False, False, False), (False, True, False), (False, True, True)}
+    assert kinds == {(True, False), (False, False), (False, True)}
 
 
 def test_rewordings_and_topics_are_complete_and_apart() -> None:
@@ -145,11 +144,45 @@ def test_sampler_without_labels_says_so() -> None:
         Sampler([Record("x", None, None, None, Categories(), None, "s")])
 
 
-def test_joined_texts_keep_the_harmful_parts_label() -> None:
+def pair(text: str, unsafe: bool | None, response_unsafe: bool | None) -> Record:
+    sure = frozenset({"S1"} if unsafe or response_unsafe else ())
+    answer = "bad answer" if response_unsafe else "answer"
+    return Record(text, answer, unsafe, response_unsafe, Categories(sure, sure), None, "mine")
+
+
+def test_longer_texts_keep_the_harmful_parts_label() -> None:
     rows = [record(f"safe {n}", False) for n in range(5)] + [record("bad", True, "S1")]
-    for text in joined(rows, 20, seed=0):
-        assert text.unsafe == ("bad" in text.prompt)
+    rows += [pair("good", False, False), pair("fine", False, True), pair("unknown", None, True)]
+    made = longer(rows, 20, seed=0)
+    assert {text.source for text in made} == {"joined", "threads", "transcripts"}
+    for text in made:
+        assert ("answer" in text.prompt) >= (text.source == "transcripts")
+        assert text.unsafe == ("bad" in text.prompt) and text.response is text.response_unsafe is None
         assert text.categories.certain == (frozenset({"S1"}) if text.unsafe else frozenset())
+    assert made == longer(rows, 20, seed=0) != longer(rows, 20, seed=1)
+
+
+def test_an_answer_of_unknown_harm_makes_no_transcript() -> None:
+    assert not longer([pair("who knows", None, False), pair("nor here", False, None)], 20, seed=0)
+
+
+def test_a_thread_is_of_one_source_and_has_the_categories_of_all() -> None:
+    rows = [record("a1", True, "S1", source="a"), record("a2", True, "S2", source="a")]
+    rows += [record("b1", True, "S3", source="b"), record("c1", False, source="c")]
+    threads = [text for text in longer(rows, 20, seed=0) if text.source == "threads"]
+    assert {text.categories.certain for text in threads} == {
+        frozenset({"S1", "S2"}),
+        frozenset({"S3"}),
+        frozenset(),
+    }
+
+
+def test_rare_categories_of_a_source_are_drawn_more_often_than_their_number() -> None:
+    rows = [record(f"a{n}", True, "S1", source="aart") for n in range(81)]
+    rows += [record(f"b{n}", True, "S1 S2", source="aart") for n in range(9)]
+    _, drawn = Sampler(rows, seed=0).step(-1, 4000, vary=False)
+    rare = sum(example.prompt.startswith("b") for example in drawn) / len(drawn)
+    assert rare == pytest.approx(3 / 12, abs=0.03)  # 9 and 3 are the roots of 81 and 9
 
 
 def test_split_keeps_a_prompt_on_one_side() -> None:

@@ -1,8 +1,8 @@
 """Everyday topics: what topic-following policies are about, and harmless prompts on each.
 
-topics.toml names each topic, describes it, and says in one sentence what is off topic where only it is
-allowed. Prompts are its own texts, and its subjects put into frames that all topics share, so that the
-subject alone tells the topic. Held-out topics are never trained on: they measure topic following.
+topics.toml names each topic and describes it. Prompts are its own texts, and its subjects put into frames
+that all topics share, so that the subject alone tells the topic. Held-out topics are never trained on: they
+measure topic following.
 """
 
 from __future__ import annotations
@@ -25,18 +25,14 @@ FRAMES: list[str] = _TEXT["frames"]
 
 @dataclass(frozen=True)
 class Topic:
-    """`off`: the sentence of a policy that allows this topic alone."""
-
     name: str
     description: str
-    off: str
     subjects: tuple[str, ...]
     texts: tuple[str, ...]
 
 
 def _topic(entry: dict[str, Any]) -> Topic:
-    name, description, off = (str(entry[key]) for key in ("name", "description", "off"))
-    return Topic(name, description, off, tuple(entry["subjects"]), tuple(entry["texts"]))
+    return Topic(entry["name"], entry["description"], tuple(entry["subjects"]), tuple(entry.get("texts", ())))
 
 
 TOPICS: tuple[Topic, ...] = tuple(_topic(entry) for entry in _TEXT["topics"])

@@ -24,7 +24,7 @@ EACH = 20  # prompts that keep a policy, and as many that break it
 def policies(topic: Topic) -> dict[str, Policy]:
     """By kind, the policy that allows only `topic` and the one that forbids it."""
     return {
-        "allowed": Policy((Category("Off topic", description=topic.off),)),
+        "allowed": Policy((Category(topic.name, description=topic.description, allowed=True),)),
         "forbidden": Policy((Category(topic.name, description=topic.description),)),
     }
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from aegis_edge.data.topics import HELD_OUT, TOPICS
 from aegis_edge.train.policies import MIX
 
 _CARD = """\
@@ -30,7 +31,7 @@ sigmoid(margin / temperature + bias).
 {examples:,} examples in {steps:,} steps and {compute_minutes} minutes of compute on two CPU cores. Label rows
 start from logistic regression on the frozen base, then LoRA and rows move together. About a third of the
 steps ({varied:.0%}) are under another policy, and labels follow it: hazards left out, shuffled, reworded or
-renamed; everyday topics forbidden, or one alone allowed (50 topics; 14 more are never trained on).
+renamed; everyday topics named ({topics} topics; {held_out} more are never trained on).
 
 Sources: {sources}. Of these, `generated`, `contrasts`, `topics` and `joined` are the project's own: templated
 harmless prompts that look alarming and a few that a policy does forbid, everyday requests by topic, and
@@ -76,6 +77,8 @@ def card(base: str, facts: dict[str, Any], calibration: dict[str, dict[str, floa
         "table": "\n".join(rows),
         "calibration": fitted,
         "varied": 1 - MIX["default"],
+        "topics": len(TOPICS),
+        "held_out": len(HELD_OUT),
         "limit": facts["settings"]["limit"],
         "response_limit": facts["settings"]["response_limit"],
     }

@@ -10,8 +10,9 @@ from aegis_edge.data.generate import CONTRASTS, generate
 from aegis_edge.data.mapping import Categories, map_categories
 from aegis_edge.data.records import DataError, Record
 from aegis_edge.data.topics import TOPICS, topical
+from aegis_edge.train.longer import longer
 from aegis_edge.train.policies import NAMES
-from aegis_edge.train.sampling import joined, split
+from aegis_edge.train.sampling import bucket_of, split
 
 # Held out from training more than the rest, to see how the guard does on sources it has not met.
 HELD_OUT: dict[str, float] = {"surge_toxicity": 1.0, "aegis2_dv_sft": 0.4, "benign_coconot_pref": 0.25}
@@ -45,7 +46,7 @@ def data_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 def load_data(
     paths: Sequence[Path], seed: int, generated: int, contrasts: int, each_topic: int
 ) -> tuple[list[Record], list[Record]]:
-    """(train, validation) records: the files' rows, own prompts and contrasts, topics, and joined texts.
+    """(train, validation) records: the files' rows, own prompts and contrasts, topics, and longer texts.
 
     Own prompts stay clear of the prompts in the folders' evaluation files. Raises DataError.
     """
@@ -59,6 +60,6 @@ def load_data(
         records.append(Record(text, None, True, None, categories, code, "contrasts"))
     records += topical(TOPICS, each_topic, seed)
     train, validation = split(records, HELD_OUT, VALIDATION_SHARE, seed)
-    train += joined(train, len(train) // 20, seed)
-    validation += joined(validation, len(validation) // 20, seed + 1)
+    for number, part in enumerate((train, validation)):
+        part += longer([r for r in part if bucket_of(r)], len(part) // 20, seed + number)
     return train, validation

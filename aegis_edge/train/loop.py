@@ -64,7 +64,7 @@ class Settings:
     clip: float = 1.0
     smoothing: float = 0.02
     category_weight: float = 0.5
-    limit: int = 224
+    limit: int = 320
     response_limit: int = 96
     generated: int = 8000
     contrasts: int = 1200

@@ -1,8 +1,9 @@
 """The policies that training steps are under, and what a label becomes under one.
 
 A guard that only ever reads one policy stops reading it. So a stated share of the steps is under another:
-hazards left out, put in another order, reworded or renamed; everyday topics forbidden; or all but one topic
-forbidden (topic following, as in CantTalkAboutThis, arXiv 2404.03820). The label follows the policy.
+hazards left out, put in another order, reworded or renamed; everyday topics named (topic following, as in
+CantTalkAboutThis, arXiv 2404.03820). The label follows the policy. A policy that allows topics asks
+its leaves the same question, so there is no training for it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ NAMES: dict[str, str] = {hazard.code: hazard.name for hazard in HAZARDS}
 REWORDINGS: dict[str, dict[str, list[str]]] = tomllib.loads(
     resources.files("aegis_edge.train").joinpath("rewordings.toml").read_text("utf-8")
 )
-OFF_TOPIC_NAMES = ("Off topic", "Out of scope", "Unrelated requests", "Other subjects", "Outside our service")
-# Of the steps: under the default policy, hazards picked and reworded, topics forbidden, one topic allowed.
-MIX: dict[str, float] = {"default": 0.64, "hazards": 0.18, "forbidden": 0.08, "allowed": 0.10}
+# Of the steps: under the default policy, hazards picked and reworded, topics named.
+MIX: dict[str, float] = {"default": 0.64, "hazards": 0.17, "topics": 0.19}
 TOPICAL = 0.75  # of the examples under a policy about topics; the others are drawn as ever
 
 
@@ -32,14 +32,12 @@ TOPICAL = 0.75  # of the examples under a policy about topics; the others are dr
 class Line:
     """One category as the policy states it, and what it covers.
 
-    code: of the hazard it means. topics: names of those it forbids; `all_but` turns that round: of those it
-    allows.
+    code: of the hazard it means. topic: the name of the one it forbids.
     """
 
     text: str
     code: str | None = None
-    topics: frozenset[str] = frozenset()
-    all_but: bool = False
+    topic: str | None = None
 
     def covers(self, record: Record, unsafe: bool | None) -> bool | None:
         """Whether a turn labelled `unsafe` under the default policy falls under this line; None: unknown."""
@@ -50,9 +48,8 @@ class Line:
                 return True
             return None if self.code in record.categories.possible else False
         if record.source == SOURCE:
-            return (record.raw_category in self.topics) != self.all_but
-        # Harm is hardly ever the topic a service is for; whether it touches a forbidden one, nobody noted.
-        return True if self.all_but and unsafe else None
+            return bool(record.raw_category == self.topic)
+        return None  # whether any other text touches the topic, nobody noted
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Policy:
 
     @property
     def topical(self) -> bool:
-        return any(line.topics for line in self.lines)
+        return any(line.topic for line in self.lines)
 
 
 def default_policy(without: Sequence[str] = ()) -> Policy:
@@ -117,12 +114,7 @@ def draw_policy(rng: random.Random, topics: Sequence[Topic], without: Sequence[s
             return Policy(tuple(_hazard_line(c, rng.choice(styles), rng) for c in codes), full=True)
         return Policy(tuple(_hazards(rng, 1, len(ALL_CODES) - 1, without)))
     few = _hazards(rng, 1, 8, without) if rng.random() < 0.4 else []
-    if kind == "forbidden":
-        chosen = rng.sample(list(topics), rng.randint(1, min(6, len(topics))))
-        lines = [Line(f"{t.name}: {t.description}", None, frozenset({t.name})) for t in chosen]
-    else:
-        topic = rng.choice(list(topics))
-        lines = [Line(f"{rng.choice(OFF_TOPIC_NAMES)}: {topic.off}", None, frozenset({topic.name}), True)]
-    lines += few
+    chosen = rng.sample(list(topics), rng.randint(1, min(6, len(topics))))
+    lines = [Line(f"{t.name}: {t.description}", topic=t.name) for t in chosen] + few
     rng.shuffle(lines)
     return Policy(tuple(lines))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from aegis_edge.data.mapping import ALL_CODES
 from aegis_edge.data.records import DataError, Record
@@ -22,13 +21,15 @@ SHARES: dict[str, dict[str, float]] = {
         "adversarialqa": 1.2, "salad_mcq_queries": 3.0, "sap200": 1.5, "figstep_safebench": 0.9,
         "forbidden_questions": 0.6, "med_safety_train": 1.2, "advbench": 0.1, "trustllm_misuse": 1.8,
         "surge_toxicity": 1.2, "edos": 2.2, "davidson": 2.5, "hatemoji_train": 2.2,
-        "toxigen_demonstrations": 0.5, "jbb_artifacts": 2.0, "mlc": 5.0, "joined": 3.0, "contrasts": 1.5,
+        "toxigen_demonstrations": 0.5, "jbb_artifacts": 2.0, "mlc": 5.0, "joined": 4.0,
+        "threads": 4.0, "transcripts": 2.5, "contrasts": 1.5,
     },
     "safe": {
         "davidson": 1.0, "hatemoji_train": 2.4, "edos": 2.6, "toxigen_demonstrations": 0.6,
         "surge_toxicity": 1.2, "mlc": 5.0, "benign_caia_sensitive": 5.0, "benign_coconot_pref": 3.0,
         "benign_cyberseceval_frr": 2.0, "benign_gpteacher_roleplay": 3.0, "benign_self_instruct": 1.2,
-        "benign_gsm8k_train": 1.5, "generated": 11.0, "joined": 3.0, "topics": 2.0,
+        "benign_gsm8k_train": 1.5, "generated": 11.0, "joined": 4.0, "threads": 4.0,
+        "transcripts": 2.5, "topics": 2.0,
     },
     "response_unsafe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
     "response_safe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
@@ -41,6 +42,9 @@ DOUBTFUL: frozenset[str] = frozenset(
 )
 KEEP_HARMLESS_RESPONSE = 0.25  # of harmless pairs; the rest trains the prompt alone, which is much cheaper
 LEAVES_UNSAFE, LEAVES_SAFE = 0.5, 0.1  # of examples with known categories
+OWN, OWN_SHARE = "own", 10.0  # sources without a share above: the user's own files, together in each bucket
+
+Key = tuple[str, str, str]  # bucket, source (without the parts of mlc), rarest category that is certain
 
 
 def family_of(source: str) -> str:
@@ -60,9 +64,12 @@ def bucket_of(record: Record) -> str | None:
 
 
 def wants_leaves(record: Record, response: str | None, policy: Policy, rng: random.Random) -> bool:
-    """Whether an example asks about categories: half of those with known categories, few harmless ones."""
+    """Whether an example asks about categories: half of those with known categories, few harmless ones.
+
+    Under a policy about topics every prompt about one does: such a policy is decided by its leaves.
+    """
     if record.source == SOURCE:
-        return rng.random() < (LEAVES_UNSAFE if policy.topical else LEAVES_SAFE)
+        return policy.topical or rng.random() < LEAVES_SAFE
     if not (record.unsafe or record.response_unsafe):
         return rng.random() < LEAVES_SAFE
     # After a harmless answer to a harmful prompt the leaves' meaning is disputed: leave them out.
@@ -107,27 +114,35 @@ class Sampler:
     ) -> None:
         """`topics`: those that policies may be about. `without`: hazards kept out, with their records."""
         self._topics, self._without = {t.name: t for t in topics}, tuple(without)
-        self._pools: dict[tuple[str, str], list[Record]] = defaultdict(list)
-        for record in records:
-            if record.categories.certain & set(without):
-                continue
-            bucket = bucket_of(record)
+        self._pools: dict[Key, list[Record]] = defaultdict(list)
+        kept = [r for r in records if not r.categories.certain & set(without)]
+        counts = Counter((r.source, code) for r in kept for code in r.categories.certain)
+        for record in kept:
+            bucket, family = bucket_of(record), family_of(record.source)
+            rarest = min((counts[record.source, c], c) for c in record.categories.certain or [""])[1]
             if record.source == SOURCE:
-                self._pools[SOURCE, record.raw_category].append(record)
-            if bucket and family_of(record.source) in SHARES[bucket]:
-                self._pools[bucket, family_of(record.source)].append(record)
-            elif bucket and not any(family_of(record.source) in s for s in SHARES.values()):
-                self._pools[bucket, "own"].append(record)  # the user's own files, in a share below
+                self._pools[SOURCE, record.raw_category, ""].append(record)
+            if bucket and family in SHARES[bucket]:
+                self._pools[bucket, family, rarest].append(record)
+            elif bucket and not any(family in s for s in SHARES.values()):
+                self._pools[bucket, OWN, rarest].append(record)
         self._keys = sorted(key for key in self._pools if key[0] != SOURCE)
-        shares = [SHARES[b].get(s, 10.0) for b, s in self._keys]
-        self._weights = shares
+        # Within a source, the root of a category's rows: rare ones more often, without wearing them out.
+        roots = [len(self._pools[key]) ** 0.5 for key in self._keys]
+        whole: dict[tuple[str, str], float] = defaultdict(float)
+        for key, root in zip(self._keys, roots, strict=True):
+            whole[key[:2]] += root
+        self._weights = [
+            SHARES[k[0]].get(k[1], OWN_SHARE) * root / whole[k[:2]]
+            for k, root in zip(self._keys, roots, strict=True)
+        ]
         self._seed = seed
         self.state: dict[str, int] = {}
-        self._orders: dict[tuple[str, str, int], list[int]] = {}
+        self._orders: dict[tuple[str, str, str, int], list[int]] = {}
         if not self._keys:
             raise DataError("no rows to draw from", hint="rows need a `prompt_label` or `response_label`")
 
-    def _next(self, key: tuple[str, str]) -> Record:
+    def _next(self, key: Key) -> Record:
         name = "/".join(key)
         drawn = self.state.get(name, 0)
         self.state[name] = drawn + 1
@@ -136,7 +151,7 @@ class Sampler:
         if (*key, turn) not in self._orders:
             order = list(range(len(pool)))
             random.Random(f"{self._seed}/{name}/{turn}").shuffle(order)
-            self._orders = {k: v for k, v in self._orders.items() if k[:2] != key} | {(*key, turn): order}
+            self._orders = {k: v for k, v in self._orders.items() if k[:3] != key} | {(*key, turn): order}
         return pool[self._orders[*key, turn][place]]
 
     def step(self, number: int, count: int, vary: bool = True) -> tuple[Policy, list[Example]]:
@@ -144,45 +159,18 @@ class Sampler:
         rng = random.Random(f"{self._seed}/step/{number}")
         topics = list(self._topics.values())
         policy = draw_policy(rng, topics, self._without) if vary else default_policy(self._without)
-        named = sorted({name for line in policy.lines for name in line.topics})
+        named = sorted({line.topic for line in policy.lines if line.topic})
         out: list[Example] = []
         while len(out) < count:
             if named and rng.random() < TOPICAL:
                 name = rng.choice(named if rng.random() < 0.5 else list(self._topics))
-                record = self._next((SOURCE, name))
+                record = self._next((SOURCE, name, ""))
             else:
                 record = self._next(rng.choices(self._keys, self._weights)[0])
             example = to_example(record, policy, rng)
             if example is not None:
                 out.append(example)
         return policy, out
-
-
-def joined(records: Sequence[Record], count: int, seed: int) -> list[Record]:
-    """Longer texts from two to five prompts: harmless ones joined, and as many with one harmful part.
-
-    Long texts are rare in the sources; without them length itself becomes a sign of harm.
-    """
-    rng = random.Random(seed)
-    safe = [r for r in records if r.unsafe is False and len(r.prompt) < 400]
-    unsafe = [r for r in records if r.unsafe and len(r.prompt) < 400 and bucket_of(r)]
-    if not safe or not unsafe:
-        return []
-    out = []
-    for number in range(count):
-        parts = rng.sample(safe, min(len(safe), rng.randint(2, 5)))
-        culprit = rng.choice(unsafe) if number % 2 else None
-        texts = [p.prompt for p in parts] + [
-            p.response for p in parts[:1] if p.response and rng.random() < 0.5
-        ]
-        if culprit:
-            texts[rng.randrange(len(texts))] = culprit.prompt
-        text = rng.choice((" ", "\n", "\n\n")).join(texts)
-        about = replace(
-            culprit or parts[0], prompt=text, response=None, response_unsafe=None, source="joined"
-        )
-        out.append(about)
-    return out
 
 
 def split(

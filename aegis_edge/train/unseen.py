@@ -49,7 +49,7 @@ def custom_scale(margins: Margins, seed: int = 0) -> dict[str, float]:
     for topic in TOPICS:
         own = [r for r in records if r.raw_category == topic.name]
         others = rng.sample([r for r in records if r.raw_category != topic.name], len(own))
-        line = Line(f"{topic.name}: {topic.description}", None, frozenset({topic.name}))
+        line = Line(f"{topic.name}: {topic.description}", topic=topic.name)
         pairs = [*((r, True) for r in own), *((r, False) for r in others)]
         asked = [Example(r.prompt, None, None, None, ((line.text, holds),)) for r, holds in pairs]
         values, holds_of = margins(asked, Policy((line,)))

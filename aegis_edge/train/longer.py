@@ -1,0 +1,106 @@
+"""Longer texts, made from short ones: without them length itself becomes a sign of harm, or hides it.
+
+joined       two to five prompts one after another: harmless ones, and as many with one harmful part
+threads      two to eight texts of one source and label, as in a thread of comments or a list of requests
+transcripts  a prompt and its answer as one text, as in a log that is pasted whole
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from aegis_edge.data.mapping import Categories
+from aegis_edge.data.records import Record
+
+PART = 400  # characters; what is longer is long already
+SEPARATORS = (" ", "\n", "\n\n", "\n- ")
+SPEAKERS = (("", ""), ("User: ", "Assistant: "), ("Human: ", "AI: "), ("Q: ", "A: "), ("Me: ", "Bot: "))
+
+
+def _whole(parts: Sequence[Record], text: str, unsafe: bool, source: str) -> Record:
+    """A prompt alone, with the label and, where it is harmful, all the categories of what it is made from."""
+    found = [part.categories for part in parts if unsafe]
+    certain = frozenset(code for categories in found for code in categories.certain)
+    possible = frozenset(code for categories in found for code in categories.possible)
+    return replace(
+        parts[0],
+        prompt=text,
+        response=None,
+        unsafe=unsafe,
+        response_unsafe=None,
+        categories=Categories(certain, possible),
+        source=source,
+    )
+
+
+def joined(records: Sequence[Record], count: int, rng: random.Random) -> list[Record]:
+    """Harmless prompts, and in every second text one harmful part."""
+    safe = [r for r in records if r.unsafe is False and len(r.prompt) < PART]
+    unsafe = [r for r in records if r.unsafe and len(r.prompt) < PART]
+    if not safe or not unsafe:
+        return []
+    out = []
+    for number in range(count):
+        parts = rng.sample(safe, min(len(safe), rng.randint(2, 5)))
+        culprit = rng.choice(unsafe) if number % 2 else None
+        texts = [p.prompt for p in parts] + [
+            p.response for p in parts[:1] if p.response and rng.random() < 0.5
+        ]
+        if culprit:
+            texts[rng.randrange(len(texts))] = culprit.prompt
+        text = rng.choice(SEPARATORS).join(texts)
+        out.append(_whole([culprit or parts[0]], text, culprit is not None, "joined"))
+    return out
+
+
+def threads(records: Sequence[Record], count: int, rng: random.Random) -> list[Record]:
+    """Texts of one source and one label: all harmful, or all harmless."""
+    pools: dict[tuple[str, bool], list[Record]] = defaultdict(list)
+    for record in records:
+        if record.unsafe is not None and len(record.prompt) < PART:
+            pools[record.source, record.unsafe].append(record)
+    by_label = {
+        label: [p for (_, kind), p in sorted(pools.items()) if kind is label] for label in (False, True)
+    }
+    if not all(by_label.values()):
+        return []
+    out = []
+    for number in range(count):
+        pool = rng.choice(by_label[bool(number % 2)])
+        parts = rng.sample(pool, min(len(pool), rng.randint(2, 8)))
+        text = rng.choice(SEPARATORS).join(p.prompt for p in parts)
+        out.append(_whole(parts, text, bool(number % 2), "threads"))
+    return out
+
+
+def transcripts(records: Sequence[Record], count: int, rng: random.Random) -> list[Record]:
+    """Pairs as one text, unsafe where either turn is; half of them harmless, as far as there are."""
+    by_label: dict[bool, list[Record]] = {False: [], True: []}
+    for record in records:
+        if record.response:
+            if record.unsafe or record.response_unsafe:
+                by_label[True].append(record)
+            elif record.unsafe is False and record.response_unsafe is False:
+                by_label[False].append(record)
+    out = []
+    for label, pool in by_label.items():
+        for record in rng.sample(pool, min(len(pool), count // 2)):
+            asks, answers = rng.choice(SPEAKERS)
+            text = f"{asks}{record.prompt}{rng.choice(SEPARATORS[1:3])}{answers}{record.response}"
+            out.append(_whole([record], text, label, "transcripts"))
+    return out
+
+
+KINDS: tuple[Callable[[Sequence[Record], int, random.Random], list[Record]], ...] = (
+    joined,
+    threads,
+    transcripts,
+)
+
+
+def longer(records: Sequence[Record], count: int, seed: int) -> list[Record]:
+    """Up to `count` texts of each kind."""
+    return [text for make in KINDS for text in make(records, count, random.Random(f"{seed}/{make.__name__}"))]
