@@ -8,8 +8,8 @@ A policy lists categories (the Aegis taxonomy's, or custom ones with a descripti
     name = "Competitor talk"
     description = "Recommends another vendor's product."
 
-    [[categories]]                                                          # a topic to keep to: what is about
-    name = "Cooking"                                                        # no allowed one is off topic
+    [[categories]]                                                          # a topic to keep to: what is
+    name = "Cooking"                                                        # about none of these is off topic
     description = "Recipes, ingredients and kitchen technique."
     allowed = true
 
