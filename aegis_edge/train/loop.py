@@ -68,7 +68,7 @@ class Settings:
     response_limit: int = 96
     generated: int = 8000
     contrasts: int = 1200
-    topical: int = 120  # prompts a topic
+    topical: int = 60  # prompts a topic
     without: tuple[str, ...] = ()  # hazard codes left out of training, to measure them as first named later
     probe_examples: int = 4000
     validation_examples: int = 400
