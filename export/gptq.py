@@ -27,22 +27,27 @@ def second_moments(seen: Tensor, weighted: Tensor, damping: float) -> Tensor:
 
 def solve(weight: Tensor, moments: Tensor, step: Callable[[int], Tensor], limit: int) -> Tensor:
     """Integers [N, K] in -limit..limit that stand for weight [N, K] with scale step(k) [N] in column k, as
-    int8."""
+    int8.
+
+    Columns that see the largest inputs go first, while there are many left to make up for their error.
+    """
+    order = moments.diagonal().argsort(descending=True)
+    moments = moments[order][:, order]
     # Upper Cholesky factor of the inverse: its row k holds what error in column k asks of the columns after
     # it.
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments.double()))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     # Columns as rows: the inner loop touches one column at a time.
-    rest = weight.T.contiguous()
+    rest = weight.T[order]
     result = torch.empty(rest.shape, dtype=torch.int8)
     for start in range(0, len(rest), BLOCK):
         end = min(start + BLOCK, len(rest))
         block, errors = rest[start:end], torch.empty_like(rest[start:end])
         for i in range(end - start):
             k = start + i
-            scale = step(k)
+            scale = step(int(order[k]))
             rounded = (block[i] / scale).round_().clamp_(-limit, limit)
-            result[k] = rounded.to(torch.int8)
+            result[order[k]] = rounded.to(torch.int8)
             errors[i] = (block[i] - rounded * scale) / factor[k, k]
             block[i + 1 :].addr_(factor[k, k + 1 : end], errors[i], alpha=-1.0)
         rest[end:] -= factor[start:end, end:].T @ errors
