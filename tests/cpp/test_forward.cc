@@ -135,21 +135,26 @@ void check_config(const char* what, const Config& config, Scheme scheme) {
 
 // Slots and the root's rows have two int8 digits: what is left is the rounding of keys, values and queries to bf16.
 TEST(two_digits_are_nearer) {
-  const TinyModel tiny(Scheme::kInt8, tiny_config(), 63);
-  Random random(64);
-  const auto root = random_ids(random, 19, tiny.config().vocab), rest = random_ids(random, 5, tiny.config().vocab);
-  std::vector<int32_t> path = root;
-  path.insert(path.end(), rest.begin(), rest.end());
-  const Vector wanted = reference(tiny, path);
   for_each_isa([&](const Kernels& k) {
     about("%s", k.name);
-    const auto model = tiny.build(1);
-    Tree plain(nullptr, nullptr, 0), fine(nullptr, nullptr, 0);
-    const auto coarse = extend(*model, plain, {{root, 0, {}}, {rest, 1, {4}}});
-    extend_root(*model, fine, root);
-    auto near = extend(*model, fine, {{rest, 1, {0, 1, 2, 3, 4}}});
-    near.erase(near.begin(), near.end() - tiny.config().rows);
-    CHECK(distance(near, wanted) < 0.5 * distance(coarse, wanted));
+    double coarse = 0.0, near = 0.0;  // over several models: on one, the rounding to bf16 may hide what the digits gain
+    for (uint64_t seed = 63; seed < 69; ++seed) {
+      const TinyModel tiny(Scheme::kInt8, tiny_config(), seed);
+      Random random(seed + 1000);
+      const auto root = random_ids(random, 19, tiny.config().vocab);
+      const auto rest = random_ids(random, 5, tiny.config().vocab);
+      std::vector<int32_t> path = root;
+      path.insert(path.end(), rest.begin(), rest.end());
+      const Vector wanted = reference(tiny, path);
+      const auto model = tiny.build(1);
+      Tree plain(nullptr, nullptr, 0), fine(nullptr, nullptr, 0);
+      coarse += distance(extend(*model, plain, {{root, 0, {}}, {rest, 1, {4}}}), wanted);
+      extend_root(*model, fine, root);
+      auto last = extend(*model, fine, {{rest, 1, {0, 1, 2, 3, 4}}});
+      last.erase(last.begin(), last.end() - tiny.config().rows);
+      near += distance(last, wanted);
+    }
+    CHECK(near < 0.5 * coarse);
   });
 }
 

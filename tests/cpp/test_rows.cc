@@ -303,7 +303,7 @@ TEST(dot) {
   }
 }
 
-// exp within two ulp over its range, and silu on it: read through the GEMM's epilogue, with a product of zero and the
+// exp within two ulp over its range, the exp2 of attention within its polynomial's error, and silu on it: read through the GEMM's epilogue, with a product of zero and the
 // argument as bias.
 TEST(exp_and_silu) {
   for (float x = -86.9f; x < 88.0f; x += 0.0137f) {
@@ -312,6 +312,13 @@ TEST(exp_and_silu) {
   }
   for (float x : {-87.5f, -1e4f, -INFINITY}) CHECK(Math<Scalar>::exp(Scalar::set1(x)).v[0] == 0.0f);
   CHECK(Math<Scalar>::exp(Scalar::zero()).v[0] == 1.0f);
+
+  for (float t = -126.0f; t <= 0.0f; t += 0.0137f) {
+    const double got = Math<Scalar>::exp2_bf16(Scalar::set1(t)).v[0], wanted = std::exp2(double{t});
+    CHECK(std::fabs(got - wanted) <= 7.6e-5 * wanted);
+  }
+  for (float t : {-300.0f, -1e30f}) CHECK(Math<Scalar>::exp2_bf16(Scalar::set1(t)).v[0] == 0.0f);
+  CHECK(std::isnan(Math<Scalar>::exp2_bf16(Scalar::set1(NAN)).v[0]));
 
   std::vector<float> x{0.0f, 1.0f, 100.0f, -100.0f, 1e30f, -1e30f, 0x1p-130f, NAN};
   for (int i = -1000; x.size() % 16 != 0 || i <= 1000; ++i) x.push_back(static_cast<float>(i) * 0.0301f);

@@ -57,7 +57,7 @@ struct Avx2 {
     constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(x.a, kMode), _mm256_round_ps(x.b, kMode)};
   }
-  static F pow2(F n) { return {pow2(n.a), pow2(n.b)}; }
+  static F scale(F x, F n) { return mul(x, {pow2(n.a), pow2(n.b)}); }
   template <int Width>
   static F swap(F x) {
     if constexpr (Width == 8) return {x.b, x.a};
@@ -137,8 +137,9 @@ struct Avx2 {
     const __m256 hi = _mm256_castsi256_ps(_mm256_and_si256(y, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u))));
     return _mm256_fmadd_ps(x.hi, hi, _mm256_fmadd_ps(x.lo, lo, acc));
   }
-  static __m256 pow2(__m256 n) {
-    const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  static __m256 pow2(__m256 n) {  // 0 from -127 down
+    const __m256 limited = _mm256_max_ps(n, _mm256_set1_ps(-127.0f));
+    const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(limited), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
   }
   static __m256 widen(const uint16_t* p) {

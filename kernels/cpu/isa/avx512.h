@@ -48,10 +48,7 @@ struct Avx512Vnni {
     return {_mm512_mask_mov_ps(other.v, static_cast<__mmask16>(mask), a.v)};
   }
   static F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-  static F pow2(F n) {
-    const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
-  }
+  static F scale(F x, F n) { return {_mm512_scalef_ps(x.v, n.v)}; }
   template <int Width>
   static F swap(F a) {
     if constexpr (Width == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};

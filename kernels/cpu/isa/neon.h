@@ -67,7 +67,7 @@ struct Neon {
             select(n - 12, x.d, other.d)};
   }
   static F round(F x) { return {vrndnq_f32(x.a), vrndnq_f32(x.b), vrndnq_f32(x.c), vrndnq_f32(x.d)}; }
-  static F pow2(F n) { return {pow2(n.a), pow2(n.b), pow2(n.c), pow2(n.d)}; }
+  static F scale(F x, F n) { return mul(x, {pow2(n.a), pow2(n.b), pow2(n.c), pow2(n.d)}); }
   template <int Width>
   static F swap(F x) {
     if constexpr (Width == 8) return {x.c, x.d, x.a, x.b};
@@ -148,8 +148,9 @@ struct Neon {
     const int32x4_t lane = {0, 1, 2, 3};
     return vbslq_f32(vcgtq_s32(vdupq_n_s32(n), lane), x, other);
   }
-  static float32x4_t pow2(float32x4_t n) {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+  static float32x4_t pow2(float32x4_t n) {  // 0 from -127 down
+    const int32x4_t limited = vcvtnq_s32_f32(vmaxq_f32(n, vdupq_n_f32(-127.0f)));
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(limited, vdupq_n_s32(127)), 23));
   }
   static float32x4_t widen(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
   static uint16x4_t narrow(float32x4_t x) {

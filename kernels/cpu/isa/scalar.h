@@ -84,13 +84,17 @@ struct Scalar {
     for (float& lane : a.v) lane = std::nearbyintf(lane);
     return a;
   }
-  // 2^n for integral n in [-126, 127].
-  static F pow2(F n) {
-    for (float& lane : n.v) {
-      const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(lane) + 127) << 23;
-      std::memcpy(&lane, &bits, 4);
+  // x * 2^n for integral n up to 127 and x near one. Below n = -126 what an instruction set makes of it, and 0 for n far
+  // below.
+  static F scale(F x, F n) {
+    for (int i = 0; i < 16; ++i) {
+      const float limited = n.v[i] > -127.0f ? n.v[i] : -127.0f;
+      const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(limited) + 127) << 23;
+      float power;
+      std::memcpy(&power, &bits, 4);
+      x.v[i] *= power;
     }
-    return n;
+    return x;
   }
   // Lanes i and i ^ Width change places.
   template <int Width>
