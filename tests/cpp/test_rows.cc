@@ -303,8 +303,8 @@ TEST(dot) {
   }
 }
 
-// exp within two ulp over its range, the exp2 of attention within its polynomial's error, and silu on it: read through the GEMM's epilogue, with a product of zero and the
-// argument as bias.
+// exp within two ulp over its range, the exp2 of attention within its polynomial's error, and silu on it: read through
+// the GEMM's epilogue, with a product of zero and the argument as bias.
 TEST(exp_and_silu) {
   for (float x = -86.9f; x < 88.0f; x += 0.0137f) {
     const double got = Math<Scalar>::exp(Scalar::set1(x)).v[0], wanted = std::exp(double{x});

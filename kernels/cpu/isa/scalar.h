@@ -84,8 +84,8 @@ struct Scalar {
     for (float& lane : a.v) lane = std::nearbyintf(lane);
     return a;
   }
-  // x * 2^n for integral n up to 127 and x near one. Below n = -126 what an instruction set makes of it, and 0 for n far
-  // below.
+  // x * 2^n for integral n up to 127 and x near one. Below n = -126 what an instruction set makes of it, and 0 for n
+  // far below.
   static F scale(F x, F n) {
     for (int i = 0; i < 16; ++i) {
       const float limited = n.v[i] > -127.0f ? n.v[i] : -127.0f;
