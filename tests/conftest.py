@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -118,3 +119,21 @@ def base_tokenizer(base_folder: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def base_encoder(base_folder: Path) -> ContentEncoder:
     return ContentEncoder.from_file(base_folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory, tiny_tokenizer, tiny_plan, tiny_policy) -> dict[str, Path]:
+    """A good tiny artefact of each scheme; tests copy what they spoil."""
+    from bad_artifacts import MANIFEST, seal
+    from tiny_artifact import write_tiny
+
+    folders = {}
+    for scheme in ("w8a8", "w4a8", "bf16"):
+        folders[scheme] = tmp_path_factory.mktemp("good") / scheme
+        write_tiny(folders[scheme], tiny_tokenizer, tiny_plan, tiny_policy, scheme, bias=scheme == "w8a8")
+        (folders[scheme] / "README.md").write_text("# A guard\n")
+        files = json.loads((folders[scheme] / MANIFEST).read_text())
+        files["files"]["README.md"] = {"sha256": "0" * 64, "bytes": 0}
+        (folders[scheme] / MANIFEST).write_text(json.dumps(files))
+        seal(folders[scheme])
+    return folders

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from aegis_edge import Guard
 from aegis_edge.cli import run
 from aegis_edge.families import Plan
-from aegis_edge.policy import Policy
+from aegis_edge.policy import Category, Policy
 
 WORDS = ("lock", "policy", "question", "user", "safe", "weapons", "things", "answer", "system", "other")
 
@@ -101,6 +101,39 @@ def test_two_guards_and_a_page(
     assert run(["evaluate", *arguments, "--force", "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "Two guards" in out and "recall at FPR 0.05" in out and "Tell me" not in out
+
+
+def test_published_dialogues_are_recognised_and_shown_beside_the_rest(
+    data: Path, guards: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = [{"role": "user", "content": f"A {word} for me"} for word in WORDS]
+    talk = {
+        "domain": "<i>shops</i>",
+        "scenario": "1. Buying things.",
+        "system_instruction": "Help with buying things.",
+        "conversation": [*said, {"role": "user", "content": ""}, {"role": "user", "content": "lock " * 900}],
+        "distractors": [{"bot turn": "Yes.", "distractor": f"Which {word} do you like?"} for word in WORDS],
+        "conversation_with_distractors": [],
+    }
+    path, page = tmp_path / "canttalk.jsonl", tmp_path / "page.html"
+    path.write_text(json.dumps(talk) + "\n" + json.dumps(talk | {"domain": None}) + "\n")
+    assert run(["evaluate", str(path), "--guard", guards[0]]) == 3
+    assert "canttalk.jsonl: line 2: " in capsys.readouterr().err
+    arguments = ["evaluate", str(path), "--guard", guards[0], "--skip-bad", "--threads", "1"]
+    assert run([*arguments, "--html", str(page)]) == 0
+    captured = capsys.readouterr()
+    assert "published dialogues" in captured.out and "10 distractors flagged" in captured.out
+    assert "10 users' turns let through" in captured.out and "for me" not in captured.out
+    assert "1 texts of dialogues too long" in captured.err and "1 turns of dialogues without" in captured.err
+    assert "&lt;i&gt;shops" in page.read_text() and "for me" not in page.read_text()
+    found = report(capsys, *arguments[1:-2], str(data), "--compare", guards[1])
+    assert found["data"]["dialogues"] == 1 and found["guards"][0]["prompt"]["overall"]["n"] == 20
+    for name, of in zip(guards, found["guards"], strict=True):
+        measured = of["topic_dialogues"]
+        policy = Policy((Category("Buying things", description="Help with buying things.", allowed=True),))
+        guard = Guard.load(name, 1, policy=policy)
+        flagged = [not guard.check(f"Which {word} do you like?").safe for word in WORDS]
+        assert measured["found"] == sum(flagged) / 10 and measured["turns"] == 10
 
 
 def test_a_guard_is_no_different_from_itself(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
-pytest.importorskip("sklearn")
+torch = pytest.importorskip("torch", reason="training needs the extra `train`")
+pytest.importorskip("peft", reason="training needs the extra `train`")
+pytest.importorskip("sklearn", reason="training needs the extra `train`")
 
 from peft import PeftModel  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402

@@ -18,8 +18,8 @@ from aegis_edge.evaluate.metrics import auroc, expected_calibration_error, repor
 from aegis_edge.policy import Category
 from aegis_edge.policy import Policy as UserPolicy
 
-pytest.importorskip("torch")
-pytest.importorskip("sklearn")
+pytest.importorskip("torch", reason="training needs the extra `train`")
+pytest.importorskip("sklearn", reason="training needs the extra `train`")
 
 from aegis_edge.train import calibration, unseen
 from aegis_edge.train.datasets import data_files, load_data

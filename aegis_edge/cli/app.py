@@ -228,7 +228,8 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="FILES...",
-            help="Labelled records: published Aegis 2.0 files, or the project's own schema.",
+            help="Labelled records: published Aegis 2.0 files, or the project's own schema. And published "
+            "dialogues of CantTalkAboutThis: whether the guard keeps to their topics.",
         ),
     ],
     guard: GuardFolder = None,

@@ -86,6 +86,8 @@ def tell(tallies: Iterable[Tally]) -> None:
             note(f"skipped: {tally.file}: {len(bad) - SHOWN} more rows that can not be read")
         if tally.redacted:
             note(f"{tally.file}: {tally.redacted} redacted rows left out")
+        if tally.empty_turns:
+            note(f"{tally.file}: {tally.empty_turns} turns of dialogues without text left out")
         if tally.unknown_categories:
             names = ", ".join(f"{name!r} ({n})" for name, n in tally.unknown_categories.most_common(SHOWN))
             note(f"{tally.file}: category names that are not in the taxonomy: {names}")

@@ -1,7 +1,8 @@
-"""Reading data files of either schema: the published Aegis 2.0 files and the project's own.
+"""Reading data files of any schema: the published Aegis 2.0 files, the project's own, published dialogues.
 
 A file is a JSON array or JSON lines, plain or gzip; which it is, and which schema a row has, is seen from its
-content. Nothing is left out without being counted: a Tally says what became of every row.
+content. A file of dialogues (canttalk.py) holds nothing else and has a reader of its own, since a dialogue is
+many texts. Nothing is left out without being counted: a Tally says what became of every row.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aegis_edge.conversation import Conversation
 from aegis_edge.data.aegis2 import Parsed, is_aegis_row, parse_aegis_row
+from aegis_edge.data.canttalk import Dialogue, is_dialogue_row, parse_dialogue_row
 from aegis_edge.data.records import DataError, Record, parse_row
 from aegis_edge.errors import InputError
 
+T = TypeVar("T")
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"} | {
     "dev": "validation",
     "test": "test",
@@ -31,11 +34,13 @@ class Tally:
     """What became of a file's rows; filled while the file is read.
 
     rows                all, blank lines not counted; the sum of `records`, `redacted` and `unreadable`
-    records             read
+    records             read; a dialogue is one
     redacted            left out: published without their text
     empty_responses     records of which a label was left out, because its response is empty or null
     contradictions      records that carry categories though no turn is labelled unsafe
     unknown_categories  name -> times; the records stay, and any category may hold for them
+    turns, distractors  texts of the dialogues read, each once a dialogue
+    empty_turns         left out of them because they have no text
     unreadable          "train.json: row 7: what is wrong", a line for each row left out
     """
 
@@ -46,6 +51,9 @@ class Tally:
     empty_responses: int = 0
     contradictions: int = 0
     unknown_categories: Counter[str] = field(default_factory=Counter)
+    turns: int = 0
+    distractors: int = 0
+    empty_turns: int = 0
     unreadable: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -74,18 +82,7 @@ def read_rows(path: str | Path, *, skip_bad: bool = False, tally: Tally | None =
     """
     path = Path(path)
     tally = Tally(path.name) if tally is None else tally
-    for place, value in _values(path):
-        tally.rows += 1
-        try:
-            parsed = _parse(value)
-        except DataError as error:
-            message = f"{path.name}: {place}: {error}"
-            if not skip_bad:
-                raise DataError(
-                    message, hint="such rows can be skipped: --skip-bad, skip_bad=True"
-                ) from error
-            tally.unreadable.append(message)
-            continue
+    for place, value, parsed in _rows(path, _parse, skip_bad, tally):
         tally.unknown_categories.update(parsed.unknown)
         if parsed.record is None:
             tally.redacted += 1
@@ -100,6 +97,26 @@ def read_rows(path: str | Path, *, skip_bad: bool = False, tally: Tally | None =
 def read_file(path: str | Path, *, skip_bad: bool = False, tally: Tally | None = None) -> Iterator[Record]:
     """The records of `read_rows`."""
     return (row.record for row in read_rows(path, skip_bad=skip_bad, tally=tally))
+
+
+def holds_dialogues(path: str | Path) -> bool:
+    """Whether the first readable row of a file is a dialogue. Raises DataError for the file."""
+    values = (value for _, value in _values(Path(path)) if not isinstance(value, DataError))
+    return is_dialogue_row(next(values, None))
+
+
+def read_dialogues(
+    path: str | Path, *, skip_bad: bool = False, tally: Tally | None = None
+) -> Iterator[Dialogue]:
+    """Yield a file's dialogues in order; `skip_bad` and what is raised as in `read_rows`."""
+    path = Path(path)
+    tally = Tally(path.name) if tally is None else tally
+    for _, _, dialogue in _rows(path, parse_dialogue_row, skip_bad, tally):
+        tally.records += 1
+        tally.turns += len(dialogue.turns)
+        tally.distractors += len(dialogue.distractors)
+        tally.empty_turns += dialogue.empty
+        yield dialogue
 
 
 def read_files(paths: Iterable[str | Path], *, skip_bad: bool = False) -> tuple[list[list[Row]], list[Tally]]:
@@ -126,12 +143,33 @@ def _stem(path: Path) -> str:
     return name.removesuffix(".jsonl").removesuffix(".json") or path.name
 
 
+def _rows(
+    path: Path, parse: Callable[[Any], T], skip_bad: bool, tally: Tally
+) -> Iterator[tuple[str, Any, T]]:
+    """(place, JSON value, what `parse` makes of it); rows are counted, bad ones named or skipped."""
+    for place, value in _values(path):
+        tally.rows += 1
+        try:
+            if isinstance(value, DataError):
+                raise value
+            if _repeats_key(value):
+                # Which of two labels is meant can not be known.
+                raise DataError("an object repeats a key")
+            parsed = parse(value)
+        except DataError as error:
+            message = f"{path.name}: {place}: {error}"
+            if not skip_bad:
+                raise DataError(
+                    message, hint="such rows can be skipped: --skip-bad, skip_bad=True"
+                ) from error
+            tally.unreadable.append(message)
+            continue
+        yield place, value, parsed
+
+
 def _parse(value: Any) -> Parsed:
-    if isinstance(value, DataError):
-        raise value
-    if _repeats_key(value):
-        # Which of two labels is meant can not be known.
-        raise DataError("an object repeats a key")
+    if is_dialogue_row(value):
+        raise DataError("a dialogue about a topic, not a record with labels")
     parsed = parse_aegis_row(value) if is_aegis_row(value) else Parsed(parse_row(value))
     if parsed.record is not None:
         try:

@@ -41,6 +41,18 @@ class Record:
     id: str | None = None
 
 
+@dataclass(frozen=True)
+class Topic:
+    """What a policy may be about: one of the project's own (topics.py), with what prompts on it are made of;
+    or a published dialogue's (canttalk.py), with the domain it is of."""
+
+    name: str
+    description: str
+    subjects: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    domain: str | None = None
+
+
 _LABELS: dict[Any, bool | None] = {"safe": False, "unsafe": True, None: None}
 
 

@@ -10,25 +10,16 @@ from __future__ import annotations
 import random
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from aegis_edge.data.generate import vary
 from aegis_edge.data.mapping import Categories
-from aegis_edge.data.records import Record
+from aegis_edge.data.records import Record, Topic
 
 SOURCE = "topics"  # the `source` of these records; their `raw_category` is the topic's name
 _TEXT = tomllib.loads(resources.files("aegis_edge.data").joinpath("topics.toml").read_text("utf-8"))
 FRAMES: list[str] = _TEXT["frames"]
-
-
-@dataclass(frozen=True)
-class Topic:
-    name: str
-    description: str
-    subjects: tuple[str, ...]
-    texts: tuple[str, ...]
 
 
 def _topic(entry: dict[str, Any]) -> Topic:

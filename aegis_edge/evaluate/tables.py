@@ -166,17 +166,32 @@ def _following(guards: Sequence[Mapping[str, Any]]) -> Table:
 
 def _topics(guards: Sequence[Mapping[str, Any]]) -> Table:
     lines = []
+    notes = []
     for guard in guards:
         found = guard.get("topic_following")
         if found:
             lines.append((guard["name"], *_two(found)))
             lines += [(f"  {kind}", *_two(of)) for kind, of in found["by_kind"].items()]
             lines += [(f"  {topic}", *_two(of)) for topic, of in found["by_topic"].items()]
-    note = (
-        "The project's own prompts under policies that allow one topic alone, or forbid it; the topics are "
-        "held out of training, and half of the prompts break the policy."
-    )
-    return Table("Topic following", note, ("", "accuracy", "AUROC"), tuple(lines))
+            notes.append(_OWN_TOPICS)
+        found = guard.get("topic_dialogues")
+        if found:
+            lines.append((f"{guard['name']}, published dialogues", *_two(found)))
+            lines.append((f"  {found['turns']:,} users' turns let through", number(found["kept"]), ""))
+            lines.append((f"  {found['distractors']:,} distractors flagged", number(found["found"]), ""))
+            lines += [(f"  {domain}", *_two(of)) for domain, of in found["by_domain"].items()]
+            notes.append(_DIALOGUES)
+    return Table("Topic following", " ".join(dict.fromkeys(notes)), ("", "accuracy", "AUROC"), tuple(lines))
+
+
+_OWN_TOPICS = (
+    "The project's own prompts under policies that allow one topic alone, or forbid it; the topics are "
+    "held out of training, and half of the prompts break the policy."
+)
+_DIALOGUES = (
+    "Published dialogues: users' turns against distractors, each judged alone under a policy that allows the "
+    "dialogue's topic alone; accuracy is the mean of the two shares."
+)
 
 
 def _two(of: Mapping[str, Any]) -> tuple[str, str]:

@@ -38,11 +38,15 @@ def leaf_ids(vocabulary: Vocabulary, category: str) -> Ids:
     return (vocabulary.control_id(START), *vocabulary.ids(category), vocabulary.control_id(END))
 
 
+def answer_ids(vocabulary: Vocabulary) -> Ids:
+    """Ids between the end of the user's turn and a response."""
+    return (*vocabulary.ids("\n"), vocabulary.control_id(START), *vocabulary.ids("assistant\n"))
+
+
 def compile_plan(vocabulary: Vocabulary, policy: Policy) -> Plan:
     """The plan of this family for one tokenizer and policy."""
     texts = [category.text for category in policy.categories]
-    start, end = vocabulary.control_id(START), (vocabulary.control_id(END),)
-    answer = (*vocabulary.ids("\n"), start, *vocabulary.ids("assistant\n"))
+    answer, end = answer_ids(vocabulary), (vocabulary.control_id(END),)
     prompt = (Node(ROOT, (PROMPT,)), Node(0, (end,), reads=PROMPT))
     response = (Node(1, (answer, RESPONSE)), Node(2, (end,), reads=RESPONSE))
     return Plan(

@@ -20,7 +20,8 @@ def settings(arguments: list[str] | None = None) -> Settings:
         type=Path,
         action="append",
         required=True,
-        help="a data file, or a folder of them (files with `train` in their name); may be repeated",
+        help="a data file, or a folder of them (files with `train` in their name, and published dialogues); "
+        "may be repeated",
     )
     parser.add_argument("--base", default=DEFAULT_BASE, help="base model, as `aegis-edge export` takes it")
     parser.add_argument(

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from aegis_edge.families.aegis_edge import ROWS
 from aegis_edge.train.model import PROJECTIONS, LeanLlama
-from aegis_edge.train.prompt import ROWS
 
 FORMAT = 1
 _PREFIX = "base_model.model.model.layers"

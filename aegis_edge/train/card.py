@@ -35,8 +35,10 @@ renamed; everyday topics named ({topics} topics; {held_out} more are never train
 
 Sources: {sources}. Of these, `generated`, `contrasts`, `topics` and `joined` are the project's own: templated
 harmless prompts that look alarming and a few that a policy does forbid, everyday requests by topic, and
-longer texts put together from shorter ones. `aegis2_train_xref` and `aegis2_dv_sft`, where listed, are not
-the Aegis 2.0 data set but its flagged rows that other public sets carry.
+longer texts put together from shorter ones. `canttalk` and `canttalk_distractors`, where listed, are users'
+turns and distractors of CantTalkAboutThis dialogues (arXiv 2404.03820). `aegis2_train_xref` and
+`aegis2_dv_sft`, where listed, are not the Aegis 2.0 data set but its flagged rows that other public sets
+carry.
 
 ## Validation
 Held out from the training sources, calibrated on the same texts:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from aegis_edge.data.files import read_file, split_of
+from aegis_edge.data.canttalk import DISTRACTORS
+from aegis_edge.data.canttalk import SOURCE as TURNS
+from aegis_edge.data.files import SPLITS, holds_dialogues, read_dialogues, read_file, split_of
 from aegis_edge.data.generate import CONTRASTS, generate
 from aegis_edge.data.mapping import Categories, map_categories
 from aegis_edge.data.records import DataError, Record
@@ -22,8 +24,10 @@ VALIDATION_SHARE = 0.04
 def data_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """(files to train on, files to keep away from) of `paths`: files, and folders of them.
 
-    A file is for training where its name says so ("train.jsonl.gz", "refusals_train.json"), or where the user
-    named the file itself; what a folder holds beside is for evaluation. Raises DataError where none is left.
+    A file is for training where its name says so ("train.jsonl.gz", "refusals_train.json"), where it holds
+    dialogues and its name tells no other split (canttalkaboutthis_topic_control_mixtral.jsonl), or where the
+    user named the file itself; what a folder holds beside is for evaluation. Raises DataError where none is
+    left.
     """
     train: list[Path] = []
     kept: list[Path] = []
@@ -34,7 +38,9 @@ def data_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         for file in sorted(
             f for f in path.iterdir() if f.name.removesuffix(".gz").endswith((".json", ".jsonl"))
         ):
-            (train if split_of(file) == "train" else kept).append(file)
+            told = split_of(file)
+            training = told == "train" or (told not in SPLITS.values() and holds_dialogues(file))
+            (train if training else kept).append(file)
     if not train:
         raise DataError(
             "no file to train on in " + ", ".join(map(str, paths)),
@@ -43,16 +49,30 @@ def data_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     return train, kept
 
 
+def _records(path: Path) -> list[Record]:
+    if holds_dialogues(path):
+        return [record for dialogue in read_dialogues(path) for record in dialogue.records()]
+    return list(read_file(path))
+
+
+def _topic_of(record: Record) -> str | None:
+    """The name of a dialogue's topic; None for other records."""
+    return record.raw_category.name if record.source in (TURNS, DISTRACTORS) else None
+
+
 def load_data(
     paths: Sequence[Path], seed: int, generated: int, contrasts: int, each_topic: int
 ) -> tuple[list[Record], list[Record]]:
     """(train, validation) records: the files' rows, own prompts and contrasts, topics, and longer texts.
 
-    Own prompts stay clear of the prompts in the folders' evaluation files. Raises DataError.
+    Own prompts stay clear of the prompts in the folders' evaluation files, and so do dialogues of the topics
+    there. Raises DataError.
     """
     train_files, kept = data_files(paths)
-    held = [record.prompt for file in kept for record in read_file(file)]
-    records = [record for file in train_files for record in read_file(file)]
+    held_out = [record for file in kept for record in _records(file)]
+    held = [record.prompt for record in held_out]
+    gone = {_topic_of(record) for record in held_out} - {None}
+    records = [r for file in train_files for r in _records(file) if _topic_of(r) not in gone]
     for _, text in generate(generated, seed, held):
         records.append(Record(text, None, False, None, Categories(), None, "generated"))
     for code, text in generate(contrasts, seed, held, CONTRASTS):

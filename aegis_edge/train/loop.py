@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from aegis_edge.data.topics import TOPICS
 from aegis_edge.errors import AegisError
 from aegis_edge.evaluate.metrics import report
+from aegis_edge.families.aegis_edge import ROWS
 from aegis_edge.train import calibration, unseen
 from aegis_edge.train.adapter import save_adapter
 from aegis_edge.train.card import card, plot
@@ -36,7 +37,7 @@ from aegis_edge.train.model import LeanLlama, RootCache
 from aegis_edge.train.packing import Batch, Example, make_batch, tokenise
 from aegis_edge.train.policies import Policy, default_policy
 from aegis_edge.train.probe import probe
-from aegis_edge.train.prompt import ROWS, PromptEncoder
+from aegis_edge.train.prompt import PromptEncoder
 from aegis_edge.train.sampling import Sampler
 from aegis_edge.train.workers import Workers
 

@@ -1,60 +1,39 @@
-"""The default family's prompt as ids, for training: the same segments that the runtime walks (see families/).
-
-root      <|im_start|>system\\n{policy}<|im_end|>\\n<|im_start|>user\\n
-trunk     prompt text, <|im_end|> (prompt slot) [, \\n<|im_start|>assistant\\n + response, <|im_end|>
-(response slot)] leaves    <|im_start|>category<|im_end|> (category slot), siblings after the last slot
-"""
+"""The default family's prompt as ids, for training: what the runtime walks (families/aegis_edge.py), a text's
+length aside."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-POLICY_HEAD = "Rate the conversation safe or unsafe under this policy. Unsafe is:\n"
-ROWS: tuple[str, ...] = (
-    "prompt_safe",
-    "prompt_unsafe",
-    "response_safe",
-    "response_unsafe",
-    "category_no",
-    "category_yes",
-)
+from aegis_edge.encoding import ContentEncoder
+from aegis_edge.families.aegis_edge import END, answer_ids, leaf_ids, root_ids
 
 
 class PromptEncoder:
     """Text to ids; content can never become a control id because the tokenizer for content has none."""
 
     def __init__(self, base: str | Path) -> None:
-        spec = json.loads((Path(base) / "tokenizer.json").read_text(encoding="utf-8"))
-        added = {t["content"]: int(t["id"]) for t in spec["added_tokens"]}
-        self.start, self.end = added["<|im_start|>"], added["<|im_end|>"]
-        spec["added_tokens"], spec["truncation"], spec["padding"] = [], None, None
-        self._tokenizer = Tokenizer.from_str(json.dumps(spec))
-        self._before_response = [*self.text("\n"), self.start, *self.text("assistant\n")]
-
-    def text(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """`base`: a Hugging Face folder. Raises ArtifactError where its tokenizer does not fit the family."""
+        self._content = ContentEncoder.from_file(Path(base) / "tokenizer.json")
+        self.end = self._content.control_id(END)
+        self._before_response = answer_ids(self._content)
 
     def root(self, categories: Sequence[str]) -> list[int]:
-        policy = POLICY_HEAD + "\n".join(categories)
-        system = [self.start, *self.text("system\n" + policy), self.end, *self.text("\n")]
-        return [*system, self.start, *self.text("user\n")]
+        return list(root_ids(self._content, categories))
 
     def clipped(self, text: str, limit: int) -> list[int]:
         """At most `limit` ids: three quarters from the start, one from the end, as either may hold the
         harm.
         """
-        ids = self.text(text) or self.text(" ")
+        ids = list(self._content.ids(text) or self._content.ids(" "))
         if len(ids) <= limit:
             return ids
         head = limit * 3 // 4
         return ids[:head] + ids[-(limit - head) :]
 
-    def response(self, ids: list[int]) -> list[int]:
-        return self._before_response + ids
+    def response(self, ids: Sequence[int]) -> list[int]:
+        return [*self._before_response, *ids]
 
     def leaf(self, category: str) -> list[int]:
-        return [self.start, *self.text(category), self.end]
+        return list(leaf_ids(self._content, category))

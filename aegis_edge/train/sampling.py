@@ -6,11 +6,13 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from aegis_edge.data.canttalk import DISTRACTORS
+from aegis_edge.data.canttalk import SOURCE as TURNS
 from aegis_edge.data.mapping import ALL_CODES
-from aegis_edge.data.records import DataError, Record
-from aegis_edge.data.topics import SOURCE, Topic
+from aegis_edge.data.records import DataError, Record, Topic
+from aegis_edge.data.topics import SOURCE
 from aegis_edge.train.packing import Example
-from aegis_edge.train.policies import TOPICAL, Policy, default_policy, draw_policy, under
+from aegis_edge.train.policies import ABOUT_TOPICS, TOPICAL, Policy, default_policy, draw_policy, under
 
 # Shares of examples (they need not sum to one; a source's share is split over its rows' label kinds as
 # given). Requests weigh more than comments; templated sets (sap200, gptfuzz, mlc) and noisy ones (davidson,
@@ -29,7 +31,7 @@ SHARES: dict[str, dict[str, float]] = {
         "surge_toxicity": 1.2, "mlc": 5.0, "benign_caia_sensitive": 5.0, "benign_coconot_pref": 3.0,
         "benign_cyberseceval_frr": 2.0, "benign_gpteacher_roleplay": 3.0, "benign_self_instruct": 1.2,
         "benign_gsm8k_train": 1.5, "generated": 11.0, "joined": 4.0, "threads": 4.0,
-        "transcripts": 2.5, "topics": 2.0,
+        "transcripts": 2.5, "topics": 2.0, "canttalk": 1.0, "canttalk_distractors": 0.5,
     },
     "response_unsafe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
     "response_safe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
@@ -42,6 +44,10 @@ DOUBTFUL: frozenset[str] = frozenset(
 )
 KEEP_HARMLESS_RESPONSE = 0.25  # of harmless pairs; the rest trains the prompt alone, which is much cheaper
 LEAVES_UNSAFE, LEAVES_SAFE = 0.5, 0.1  # of examples with known categories
+# Of the examples about topics, where the policy names published ones: distractors of these topics, and users'
+# turns on them; the rest are users' turns of any dialogue. Distractors are what such a policy is there for:
+# they share the topic's words and are off it all the same.
+DISTRACTED, ON_TOPIC = 0.4, 0.4
 OWN, OWN_SHARE = "own", 10.0  # sources without a share above: the user's own files, together in each bucket
 
 Key = tuple[str, str, str]  # bucket, source (without the parts of mlc), rarest category that is certain
@@ -68,7 +74,7 @@ def wants_leaves(record: Record, response: str | None, policy: Policy, rng: rand
 
     Under a policy about topics every prompt about one does: such a policy is decided by its leaves.
     """
-    if record.source == SOURCE:
+    if record.source in ABOUT_TOPICS:
         return policy.topical or rng.random() < LEAVES_SAFE
     if not (record.unsafe or record.response_unsafe):
         return rng.random() < LEAVES_SAFE
@@ -87,15 +93,21 @@ def to_example(record: Record, policy: Policy, rng: random.Random) -> Example | 
         keep = KEEP_HARMLESS_RESPONSE if harmless else 0.6
         if rng.random() >= keep:
             response, response_unsafe = None, None
-    if unsafe is None and response_unsafe is None:
+    # Under a policy about published topics a dialogue's text is asked about topics alone, and a leaf may be
+    # certain where the verdict under the whole policy is not.
+    dialogue = policy.published and record.source in (TURNS, DISTRACTORS)
+    if unsafe is None and response_unsafe is None and not dialogue:
         return None
     leaves: list[tuple[str, bool]] = []
     if wants_leaves(record, response, policy, rng):
         worst = bool(record.unsafe) or bool(record.response_unsafe)
-        covered = [(line.text, line.covers(record, worst)) for line in policy.lines]
-        for holds, most in ((True, 2), (False, 2 if worst or record.source == SOURCE else 1)):
+        lines = [line for line in policy.lines if line.topic or not dialogue]
+        covered = [(line.text, line.covers(record, worst)) for line in lines]
+        for holds, most in ((True, 2), (False, 2 if worst or record.source in ABOUT_TOPICS else 1)):
             fitting = [text for text, covers in covered if covers is holds]
             leaves += [(text, holds) for text in rng.sample(fitting, min(most, len(fitting)))]
+    if unsafe is None and response_unsafe is None and not leaves:
+        return None
     rng.shuffle(leaves)
     return Example(record.prompt, response, unsafe, response_unsafe, tuple(leaves), record.source)
 
@@ -112,8 +124,10 @@ class Sampler:
         topics: Sequence[Topic] = (),
         without: Sequence[str] = (),
     ) -> None:
-        """`topics`: those that policies may be about. `without`: hazards kept out, with their records."""
+        """`topics`: the project's own that policies may be about; they may be about those of the records'
+        dialogues too. `without`: hazards kept out, with their records."""
         self._topics, self._without = {t.name: t for t in topics}, tuple(without)
+        self._published: dict[str, Topic] = {}  # dialogues that share a scenario are of one topic
         self._pools: dict[Key, list[Record]] = defaultdict(list)
         kept = [r for r in records if not r.categories.certain & set(without)]
         counts = Counter((r.source, code) for r in kept for code in r.categories.certain)
@@ -122,11 +136,15 @@ class Sampler:
             rarest = min((counts[record.source, c], c) for c in record.categories.certain or [""])[1]
             if record.source == SOURCE:
                 self._pools[SOURCE, record.raw_category, ""].append(record)
+            elif record.source in ABOUT_TOPICS:
+                topic: Topic = record.raw_category
+                self._published.setdefault(topic.name, topic)
+                self._pools[record.source, topic.name, ""].append(record)
             if bucket and family in SHARES[bucket]:
                 self._pools[bucket, family, rarest].append(record)
             elif bucket and not any(family in s for s in SHARES.values()):
                 self._pools[bucket, OWN, rarest].append(record)
-        self._keys = sorted(key for key in self._pools if key[0] != SOURCE)
+        self._keys = sorted(key for key in self._pools if key[0] not in ABOUT_TOPICS)
         # Within a source, the root of a category's rows: rare ones more often, without wearing them out.
         roots = [len(self._pools[key]) ** 0.5 for key in self._keys]
         whole: dict[tuple[str, str], float] = defaultdict(float)
@@ -154,19 +172,30 @@ class Sampler:
             self._orders = {k: v for k, v in self._orders.items() if k[:3] != key} | {(*key, turn): order}
         return pool[self._orders[*key, turn][place]]
 
+    def _about(self, named: Sequence[str], policy: Policy, rng: random.Random) -> Key:
+        """The pool to draw from for a policy about the topics `named`."""
+        if not policy.published:
+            return SOURCE, rng.choice(named if rng.random() < 0.5 else list(self._topics)), ""
+        roll = rng.random()
+        kind = DISTRACTORS if roll < DISTRACTED else TURNS
+        names = named if roll < DISTRACTED + ON_TOPIC else list(self._published)
+        # Of some dialogues nothing of a kind may be left to train on; of one kind or the other there is.
+        keys = [(kind, name, "") for name in names if (kind, name, "") in self._pools]
+        return rng.choice(keys or sorted(key for key in self._pools if key[0] in (TURNS, DISTRACTORS)))
+
     def step(self, number: int, count: int, vary: bool = True) -> tuple[Policy, list[Example]]:
         """The examples of optimiser step `number`: a function of seed, number and `state` only."""
         rng = random.Random(f"{self._seed}/step/{number}")
         topics = list(self._topics.values())
-        policy = draw_policy(rng, topics, self._without) if vary else default_policy(self._without)
+        policy = default_policy(self._without)
+        if vary:
+            policy = draw_policy(rng, topics, self._without, list(self._published.values()))
         named = sorted({line.topic for line in policy.lines if line.topic})
         out: list[Example] = []
         while len(out) < count:
-            if named and rng.random() < TOPICAL:
-                name = rng.choice(named if rng.random() < 0.5 else list(self._topics))
-                record = self._next((SOURCE, name, ""))
-            else:
-                record = self._next(rng.choices(self._keys, self._weights)[0])
+            topical = named and rng.random() < TOPICAL
+            key = self._about(named, policy, rng) if topical else rng.choices(self._keys, self._weights)[0]
+            record = self._next(key)
             example = to_example(record, policy, rng)
             if example is not None:
                 out.append(example)
