@@ -31,9 +31,7 @@ REWORDINGS: dict[str, dict[str, list[str]]] = tomllib.loads(
 )
 # Of the steps: under the default policy, hazards picked and reworded, topics named.
 MIX: dict[str, float] = {"default": 0.64, "hazards": 0.17, "topics": 0.19}
-PUBLISHED = (
-    0.5  # of the policies about topics, where there are published dialogues: they name topics of those
-)
+PUBLISHED = 0.5  # of the policies about topics name those of published dialogues, where there are any
 TOPICAL = 0.75  # of the examples under a policy about topics; the others are drawn as ever
 ABOUT_TOPICS = frozenset({SOURCE, TURNS, DISTRACTORS})  # sources of harmless texts whose topics are known
 
