@@ -51,6 +51,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	rm -rf build/types && mkdir -p build/types/aegis_edge
 	ln -s $(CURDIR)/aegis_edge/* $(CURDIR)/export $(CURDIR)/bench build/types/aegis_edge/
+	ln -s $(CURDIR)/kernels/triton build/types/aegis_edge/triton
 	cd build/types && $(abspath $(RUN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir ../.mypy_cache
 
 stub: $(VENV)/.dev
