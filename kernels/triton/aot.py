@@ -46,6 +46,7 @@ class Compiled:
 
     registers  a thread;  stack: bytes of memory a thread, which is where spilled registers go
     shared     bytes a block, given at launch
+    scratch    pointers that Triton adds behind the arguments, for memory that these kernels do not use
     """
 
     spec: Spec
@@ -56,6 +57,7 @@ class Compiled:
     registers: int
     stack: int
     shared: int
+    scratch: int
 
     def broken(self) -> list[str]:
         """The stated limits that this kernel breaks, a sentence each."""
@@ -82,8 +84,7 @@ class Compiled:
                 }
                 for name, kind in self.spec.signature.items()
             ],
-            # Triton's own scratch memory: two more pointers behind the arguments, null.
-            "scratch_pointers": 2,
+            "scratch_pointers": self.scratch,
             "constants": dict(self.spec.constants),
             "threads": self.threads,
             "shared": self.shared,
@@ -137,11 +138,13 @@ def compile_spec(spec: Spec, arch: str) -> Compiled:
     except (TritonError, RuntimeError) as error:
         raise AegisError(f"{spec.name} does not compile for {arch}: {error}") from error
     cubin, meta = made.asm["cubin"], made.metadata
-    if meta.global_scratch_size or meta.profile_scratch_size:
+    if meta.global_scratch_size or getattr(meta, "profile_scratch_size", 0):
         raise AegisError(f"{spec.name} for {arch} wants scratch memory, which the launcher does not give")
     registers, stack = resources(cubin, meta.name)
     threads = meta.num_warps * meta.warp_size
-    return Compiled(spec, arch, cubin, meta.name, threads, registers, stack, meta.shared)
+    parameters = made.asm["ptx"].partition(".entry")[2].partition(")")[0].count(".param")
+    scratch = parameters - len(spec.signature)
+    return Compiled(spec, arch, cubin, meta.name, threads, registers, stack, meta.shared, scratch)
 
 
 def resources(cubin: bytes, entry: str) -> tuple[int, int]:
