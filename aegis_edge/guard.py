@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # Results do not depend on it.
 CHUNK_TOKENS = 2048
 
+SCORERS = ("cpu", "reference", "cuda")
+
 
 class Guard:
     """A loaded guard. Safe to use from several threads; each running check has a token tree of its own.
@@ -81,7 +83,8 @@ class Guard:
 
         path     None: $AEGIS_EDGE_GUARD, else the default guard in the user's cache
         threads  of the cpu scorer; None: as many as this process may use
-        scorer   "cpu" (compiled), or "reference" (PyTorch in fp32; needs the extra `export`)
+        scorer   "cpu" (compiled), "reference" (PyTorch in fp32; needs the extra `export`), or "cuda" (Triton
+                 kernels on an NVIDIA GPU; needs the extra `cuda`)
         policy   None: the artefact's own, whose keys and values are cached; another one is computed first
         label_mass  tell in every verdict which share of the full vocabulary's probability the labels hold;
                  reads the whole LM head in every check, and needs a guard whose labels are tokens of it
@@ -92,8 +95,8 @@ class Guard:
 
         from aegis_edge.artifact import Artifact
 
-        if scorer not in ("cpu", "reference"):
-            raise ScorerError(f"unknown scorer {scorer!r}", hint="scorers: cpu, reference")
+        if scorer not in SCORERS:
+            raise ScorerError(f"unknown scorer {scorer!r}", hint=f"scorers: {', '.join(SCORERS)}")
         artifact = Artifact.open(find_guard() if path is None else path, verify=False)
         with ThreadPoolExecutor(1) as pool:  # hashing and unpacking, side by side, take half of the time
             verified = pool.submit(artifact.verify)
@@ -255,29 +258,28 @@ def find_guard() -> Path:
 def open_scorer(
     artifact: Artifact, name: str, threads: int | None = None, vocabulary: Vocabulary | None = None
 ) -> Scorer:
-    """An opened artefact's weights under the scorer "cpu" or "reference"; arguments as in `Guard.load`.
+    """An opened artefact's weights under one of SCORERS; arguments as in `Guard.load`. Raises ScorerError."""
+    if name not in SCORERS:
+        raise ScorerError(f"unknown scorer {name!r}", hint=f"scorers: {', '.join(SCORERS)}")
+    if name == "cpu":
+        from aegis_edge.scoring.cpu import CpuScorer
 
-    Raises ScorerError.
-    """
-    if name == "reference":
-        return _reference(artifact, vocabulary)
-    if name != "cpu":
-        raise ScorerError(f"unknown scorer {name!r}", hint="scorers: cpu, reference")
-    from aegis_edge.scoring.cpu import CpuScorer
-
-    root = np.array(Plan.from_json(artifact.manifest["family"]["plan"]).root, np.int32)
-    return CpuScorer(artifact, root, artifact.policy_kv(), threads, vocabulary)
-
-
-def _reference(artifact: Artifact, vocabulary: Vocabulary | None) -> Scorer:
+        root = np.array(Plan.from_json(artifact.manifest["family"]["plan"]).root, np.int32)
+        return CpuScorer(artifact, root, artifact.policy_kv(), threads, vocabulary)
     try:
+        if name == "cuda":
+            from aegis_edge.scoring.cuda import CudaScorer
+
+            return CudaScorer.from_artifact(artifact, vocabulary=vocabulary)
         from aegis_edge.scoring.reference import ReferenceScorer
+
+        return ReferenceScorer.from_artifact(artifact, vocabulary=vocabulary)
     except ModuleNotFoundError as error:
+        extra = "cuda" if name == "cuda" else "export"
         raise ScorerError(
-            f"the reference scorer needs {error.name}, which is not installed",
-            hint="pip install 'aegis-edge[export]'",
+            f"the {name} scorer needs {(error.name or '').partition('.')[0]}, which is not installed",
+            hint=f"pip install 'aegis-edge[{extra}]'",
         ) from error
-    return ReferenceScorer.from_artifact(artifact, vocabulary=vocabulary)
 
 
 def _chunks(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:

@@ -14,6 +14,9 @@ from aegis_edge.encoding import ContentEncoder
 from aegis_edge.families import Plan, get_family
 from aegis_edge.policy import Category, Policy
 
+# Before Triton is imported: in this process its kernels are interpreted. Nothing else looks at it.
+os.environ["TRITON_INTERPRET"] = "1"
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CORPUS = (
     "Rate the conversation safe or unsafe under this policy. Unsafe is:",

@@ -156,6 +156,7 @@ def test_scorers_by_name() -> None:
         "reference-bf16",
         "cpu",
     ]
+    assert [contender.missing() for contender in find(["cuda"])] == [None]
     for wrong in ("gpu", "reference-int3", "cpu-"):
         with pytest.raises(InputError, match=wrong):
             find([wrong])

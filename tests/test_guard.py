@@ -260,7 +260,7 @@ def test_a_scorer_of_another_head_is_refused(tiny_llama, tiny_encoder, tiny_plan
 def test_an_unknown_scorer_is_refused(folder):
     with pytest.raises(ScorerError, match="unknown scorer 'gpu'") as caught:
         Guard.load(folder, scorer="gpu")
-    assert caught.value.hint == "scorers: cpu, reference"
+    assert caught.value.hint == "scorers: cpu, reference, cuda"
 
 
 def test_without_torch_the_reference_says_what_is_missing(folder, monkeypatch):

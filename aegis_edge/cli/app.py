@@ -75,8 +75,8 @@ def check(
     json: Json = False,
     threads: Threads = None,
     scorer: Annotated[
-        Literal["cpu", "reference"],
-        typer.Option("--scorer", help="The compiled runtime, or PyTorch in fp32."),
+        Literal["cpu", "reference", "cuda"],
+        typer.Option("--scorer", help="The compiled runtime, PyTorch in fp32, or Triton on an NVIDIA GPU."),
     ] = "cpu",
     label_mass: Annotated[
         bool,
@@ -140,6 +140,33 @@ def export(
     from aegis_edge.cli import export as command
 
     command.export(base, adapter, family, policy, out, quantize, target, calibration, force)
+
+
+@app.command("compile")
+def compile_kernels(
+    arch: Annotated[
+        list[str], typer.Option("--arch", metavar="sm_NN", help='A GPU architecture; repeatable; "all".')
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Gets a folder an architecture.")],
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            "--guard", metavar="DIR", help="A guard whose sizes to compile for (else the default's)."
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["bf16", "fp16"], typer.Option("--dtype", help="Of activations, keys and values.")
+    ] = "bf16",
+    force: Annotated[bool, typer.Option("--force", help="Replace the kernels that are there.")] = False,
+    json: Json = False,
+) -> int:
+    """Compile the GPU kernels ahead of time, without a GPU: cubins, and how to launch them.
+
+    Exit code 3 where a kernel breaks a stated limit: spilled registers, too much shared memory.
+    """
+    from aegis_edge.cli import compile as command
+
+    return command.compile_kernels(arch, out, guard, dtype, force=force, as_json=json)
 
 
 @app.command()
@@ -238,11 +265,11 @@ def evaluate(
         typer.Option("--compare", metavar="DIR", help="A second guard: flips, and the F1 difference."),
     ] = None,
     scorer: Annotated[
-        Literal["cpu", "reference"],
-        typer.Option("--scorer", help="The compiled runtime, or PyTorch in fp32."),
+        Literal["cpu", "reference", "cuda"],
+        typer.Option("--scorer", help="The compiled runtime, PyTorch in fp32, or Triton on an NVIDIA GPU."),
     ] = "cpu",
     compare_scorer: Annotated[
-        Literal["cpu", "reference"] | None,
+        Literal["cpu", "reference", "cuda"] | None,
         typer.Option("--compare-scorer", help="The second guard's scorer (else the same)."),
     ] = None,
     json: Json = False,
