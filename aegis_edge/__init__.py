@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aegis_edge.conversation import Conversation
-from aegis_edge.decision import CategoryScore, Rating, Verdict
+from aegis_edge.decision import CategoryScore, Rating, Verdict, Window
 from aegis_edge.errors import (
     AegisError,
     ArtifactError,
@@ -43,6 +43,7 @@ __all__ = [
     "ScorerError",
     "Thresholds",
     "Verdict",
+    "Window",
 ]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from aegis_edge.cli import run
 from aegis_edge.conversation import Conversation
-from aegis_edge.decision import CategoryScore, Rating, Verdict
+from aegis_edge.decision import CategoryScore, Rating, Verdict, Window
 from aegis_edge.errors import ContextError
 from aegis_edge.guard import Guard
 
@@ -82,6 +83,32 @@ def test_json_has_the_python_names(guard: StubGuard, capsys: pytest.CaptureFixtu
     (row,) = _rows(capsys.readouterr().out)
     assert row["safe"] is False and row["prompt"]["probability"] == 0.9 and row["response"]["safe"] is True
     assert row["categories"] == [{"name": "Violence", "code": "S1", "probability": 0.8}]
+    assert row["tokens_seen"] == row["tokens_total"] == row["tokens"] == 3 and row["window"] is None
+
+
+def test_limits_reach_the_guard(
+    guard: StubGuard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(Guard, "load", lambda *_, **options: seen.append(options) or guard)
+    assert run(["check", "fine"]) == 0
+    assert run(["check", "fine", "--window", "64", "--max-tokens", "99", "--refuse-long"]) == 0
+    assert seen == [
+        {"window": None, "max_tokens": 65536, "refuse_long": False},
+        {"window": 64, "max_tokens": 99, "refuse_long": True},
+    ]
+
+
+def test_the_window_that_decided_is_told(
+    guard: StubGuard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = replace(guard.check("fine"), window=Window("prompt", 10, 50, (31, 160)))
+    monkeypatch.setattr(guard, "check", lambda *_: verdict)
+    assert run(["check", "fine"]) == 0
+    assert "window      tokens 10 to 50 of the prompt" in capsys.readouterr().out
+    assert run(["check", "fine", "--json"]) == 0
+    (row,) = _rows(capsys.readouterr().out)
+    assert row["window"] == {"of": "prompt", "start": 10, "end": 50, "characters": [31, 160]}
 
 
 def test_failures_are_code_3_with_a_hint(guard: StubGuard, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,6 +260,8 @@ def test_a_reader_that_leaves_is_a_failure(
         ["--file", "x", "--response", "y"],
         ["--threads", "0", "x"],
         ["--scorer", "gpu", "x"],
+        ["--window", "15", "x"],
+        ["--max-tokens", "0", "x"],
         ["a", "b"],
         ["--unknown"],
     ],
