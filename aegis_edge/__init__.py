@@ -20,6 +20,7 @@ from aegis_edge.errors import (
     InputError,
     PolicyError,
     ScorerError,
+    UnsafeError,
 )
 from aegis_edge.policy import Category, Policy, Thresholds
 
@@ -42,6 +43,7 @@ __all__ = [
     "Rating",
     "ScorerError",
     "Thresholds",
+    "UnsafeError",
     "Verdict",
     "Window",
 ]

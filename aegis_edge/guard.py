@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from aegis_edge.passes import Passes
 from aegis_edge.policy import Policy
 from aegis_edge.reading import Reader, Script
 from aegis_edge.scoring import IdArray, Scorer
+from aegis_edge.stream import Stream, aguarded, guarded
 from aegis_edge.windows import MAX_TOKENS, Limits
 
 if TYPE_CHECKING:
@@ -155,6 +156,26 @@ class Guard:
             except (InputError, ContextError) as error:
                 raise type(error)(f"conversation {index}: {error}", hint=error.hint) from error
         return self._verdicts(scripts)
+
+    def stream(self, prompt: str | bytes, every: int = 1) -> Stream:
+        """Judge a response while it is written: `with guard.stream(prompt) as s: v = s.feed(chunk)`.
+
+        `every`: least number of new tokens worth a verdict. Raises as `check` does.
+        """
+        return Stream(self._reader, self._passes, prompt, every)
+
+    def guarded(self, prompt: str | bytes, pieces: Iterable[str | bytes], every: int = 16) -> Iterator[str]:
+        """Hand on a response piece by piece, what was judged safe alone; raises UnsafeError where it is not.
+
+        A piece comes out once `every` tokens more were judged, or at the end.
+        """
+        return guarded(lambda: self.stream(prompt, every), pieces)
+
+    def aguarded(
+        self, prompt: str | bytes, pieces: AsyncIterable[str | bytes], every: int = 16
+    ) -> AsyncIterator[str]:
+        """`guarded` over an asynchronous source; the event loop is not held up."""
+        return aguarded(lambda: self.stream(prompt, every), pieces)
 
     def _verdicts(self, scripts: Sequence[Script]) -> list[Verdict]:
         outcomes = iter(self._passes.judge([part.encoded for script in scripts for part in script.parts]))
