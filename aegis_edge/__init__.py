@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aegis_edge.conversation import Conversation
+from aegis_edge.conversation import Conversation, Dialogue, Turn
 from aegis_edge.decision import CategoryScore, Rating, Verdict, Window
 from aegis_edge.errors import (
     AegisError,
@@ -35,6 +35,7 @@ __all__ = [
     "CategoryScore",
     "ContextError",
     "Conversation",
+    "Dialogue",
     "ExportError",
     "Guard",
     "InputError",
@@ -43,6 +44,7 @@ __all__ = [
     "Rating",
     "ScorerError",
     "Thresholds",
+    "Turn",
     "UnsafeError",
     "Verdict",
     "Window",

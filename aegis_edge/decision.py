@@ -87,6 +87,7 @@ class Verdict:
     label_mass  share of the full vocabulary's probability that the labels hold, the smaller of prompt's and
                 response's; None unless the guard was loaded with label_mass=True
     window      the part of a long text that decided: the one of the highest risk; None where it is the whole
+    turn        the turn of a dialogue that decided, from 0; None where there was no dialogue
     """
 
     safe: bool
@@ -96,6 +97,7 @@ class Verdict:
     tokens: int
     label_mass: float | None = None
     window: Window | None = None
+    turn: int | None = None
 
     @property
     def tokens_total(self) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aegis_edge.conversation import Conversation
+from aegis_edge.conversation import Conversation, Dialogue, conversation_of
 from aegis_edge.decision import Calibration, Decider, Verdict, read_calibration
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder
 from aegis_edge.errors import AegisError, ArtifactError, ContextError, InputError, PolicyError, ScorerError
@@ -143,8 +143,17 @@ class Guard:
         conversation = Conversation(prompt, response)  # type: ignore[arg-type]  # bytes become str in it
         return self._verdicts([self._reader.read(conversation)])[0]
 
+    def check_turns(self, messages: Iterable[object]) -> Verdict:
+        """Judge every turn of a dialogue, messages {"role": ..., "content": ...}; see `Dialogue`.
+
+        `prompt` is the rating of the worst turn that is not the assistant's, `response` that of the worst one
+        that is. Raises as `check` does.
+        """
+        return self._verdicts([self._reader.read(Dialogue.of(messages))])[0]
+
     def check_many(self, items: Iterable[object]) -> list[Verdict]:
-        """Judge many conversations (prompts, (prompt, response) pairs or Conversations), in order.
+        """Judge many conversations, in order: prompts, (prompt, response) pairs, Conversations, Dialogues or
+        lists of messages.
 
         The verdicts are bit for bit those of `check`. Everything is read before anything is scored: one item
         that can not be checked raises, naming its position, and there are no partial results.
@@ -152,7 +161,7 @@ class Guard:
         scripts = []
         for index, item in enumerate(items):
             try:
-                scripts.append(self._reader.read(Conversation.of(item)))
+                scripts.append(self._reader.read(conversation_of(item)))
             except (InputError, ContextError) as error:
                 raise type(error)(f"conversation {index}: {error}", hint=error.hint) from error
         return self._verdicts(scripts)

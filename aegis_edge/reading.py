@@ -1,5 +1,6 @@
 """What a conversation is read as: whole where it fits, in windows where it does not; and the verdict on it.
 
+dialogue       every turn, in exchanges of a prompt and the response to it
 prompt alone   windows of the prompt
 with response  windows of the prompt, judged alone, and windows of the response, each under the prompt, or
                under its end where it takes more than half of a window
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from aegis_edge.conversation import Conversation
+from aegis_edge.conversation import ASSISTANT, Conversation, Dialogue
 from aegis_edge.decision import Outcome, Rating, Verdict, Window, merged
 from aegis_edge.encoding import ConversationEncoder, Encoded, too_long
 from aegis_edge.errors import ContextError, ScorerError
@@ -22,11 +23,12 @@ from aegis_edge.windows import LEAST_WINDOW, Limits, spans
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A text that is read. of: "prompt" or "response"; ids: int32 [n], all of it."""
+    """A text that is read. of: "prompt" or "response"; ids: int32 [n], all of it; turn: of a dialogue."""
 
     of: str
     text: str
     ids: IdArray
+    turn: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,23 @@ class Reader:
         self._encoder, self._limits = encoder, limits
         self.content = encoder.content
 
-    def read(self, conversation: Conversation, ids: Callable[[str], IdArray] | None = None) -> Script:
+    def read(
+        self, conversation: Conversation | Dialogue, ids: Callable[[str], IdArray] | None = None
+    ) -> Script:
         """`ids` encodes the texts in place of the encoder, to the same ids. Raises ContextError past the
         budget, and where long texts are refused, for those."""
-        texts = {PROMPT: conversation.prompt}
-        if conversation.response is not None:
-            texts[RESPONSE] = conversation.response
+        texts, exchanges = _texts(conversation)
         limit = self._limits.max_tokens
-        least = max(self.content.least(text, limit) for text in texts.values())
+        least = max(self.content.least(text, limit) for _, text, _ in texts)
         if least:
             raise _past_budget(f"at least {least}", limit)
         encode = ids or self.content.encode
-        sources = tuple(Source(of, text, encode(text)) for of, text in texts.items())
-        script = Script(sources, tuple(self._split(*sources)))
-        if script.tokens > limit:
-            raise _past_budget(str(script.tokens), limit)
-        return script
+        sources = tuple(Source(of, text, encode(text), turn) for of, text, turn in texts)
+        tokens = sum(len(source.ids) for source in sources)
+        if tokens > limit:
+            raise _past_budget(str(tokens), limit)
+        parts = [part for exchange in exchanges for part in self._split(*(sources[i] for i in exchange))]
+        return Script(sources, tuple(parts))
 
     def verdict(self, script: Script, outcomes: Sequence[Outcome]) -> Verdict:
         """The verdict on a script, from what was found in each of its parts. Raises ScorerError where a token
@@ -107,6 +110,7 @@ class Reader:
             script.tokens,
             min(masses, default=None),
             self._window(decisive[1]),
+            decisive[1].source.turn,
         )
 
     def _split(self, prompt: Source, response: Source | None = None) -> list[Part]:
@@ -142,6 +146,28 @@ class Reader:
         if end - start == len(source.ids):
             return None
         return Window(source.of, start, end, self.content.characters(source.text, start, end))
+
+
+def _texts(
+    conversation: Conversation | Dialogue,
+) -> tuple[list[tuple[str, str, int | None]], list[tuple[int, ...]]]:
+    """Texts as (prompt or response, text, turn), and the exchanges they make: numbers of a prompt, and of a
+    response where there is one."""
+    if isinstance(conversation, Conversation):
+        if conversation.response is None:
+            return [(PROMPT, conversation.prompt, None)], [(0,)]
+        return [(PROMPT, conversation.prompt, None), (RESPONSE, conversation.response, None)], [(0, 1)]
+    texts: list[tuple[str, str, int | None]] = [
+        (RESPONSE if turn.role == ASSISTANT else PROMPT, turn.content, index)
+        for index, turn in enumerate(conversation.turns)
+    ]
+    exchanges = []
+    for prompt, response in conversation.exchanges():
+        if prompt is None:
+            prompt = len(texts)
+            texts.append((PROMPT, "", response))
+        exchanges.append((prompt,) if response is None else (prompt, response))
+    return texts, exchanges
 
 
 def _risk(rating: Rating) -> tuple[bool, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aegis_edge.cli import run
-from aegis_edge.conversation import Conversation
+from aegis_edge.conversation import Conversation, Dialogue
 from aegis_edge.decision import CategoryScore, Rating, Verdict, Window
 from aegis_edge.errors import ContextError
 from aegis_edge.guard import Guard
@@ -42,9 +42,14 @@ class StubGuard:
             safe, ratings[0], ratings[1] if response is not None else None, found, len(talk.prompt)
         )
 
-    def check_many(self, items: list[Conversation]) -> list[Verdict]:
+    def check_many(self, items: list[Conversation | Dialogue]) -> list[Verdict]:
         self.batches.append(len(items))
-        return [self.check(item.prompt, item.response) for item in items]
+        return [self.check_one(item) for item in items]
+
+    def check_one(self, item: Conversation | Dialogue) -> Verdict:
+        if isinstance(item, Conversation):
+            return self.check(item.prompt, item.response)
+        return replace(self.check(item.turns[-1].content), turn=len(item.turns) - 1)
 
 
 @pytest.fixture
@@ -158,6 +163,17 @@ def test_lines_come_out_in_order_with_their_ids(
     assert "3 checked" in captured.err and "1 safe, 2 unsafe, 0 failed" in captured.err
 
 
+def test_a_line_of_messages(guard: StubGuard, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "in.jsonl"
+    messages = [{"role": "user", "content": "fine"}, {"role": "assistant", "content": "bad"}]
+    file.write_text(json.dumps({"messages": messages, "id": 1}) + '\n"fine"')
+    assert run(["check", "--file", str(file)]) == 1
+    assert [(row["safe"], row["turn"]) for row in _rows(capsys.readouterr().out)] == [
+        (False, 1),
+        (True, None),
+    ]
+
+
 BAD_LINES = {
     "no JSON": b"{",
     "not UTF-8": b'"\xff"',
@@ -169,6 +185,10 @@ BAD_LINES = {
     "NaN": b'{"prompt": "fine", "id": NaN}',
     "too deep": b"[" * 100_000,
     "a number of thousands of digits": b'{"prompt": "fine", "id": ' + b"9" * 5000 + b"}",
+    "messages of another type": b'{"messages": "fine"}',
+    "messages and a prompt": b'{"messages": [{"role": "user", "content": "a"}], "prompt": "b"}',
+    "no messages": b'{"messages": []}',
+    "a message without content": b'{"messages": [{"role": "user"}]}',
     "does not fit": b'"' + b"x" * 21 + b'"',
 }
 

@@ -66,7 +66,8 @@ def check(
             "--file",
             metavar="F.jsonl",
             help='JSON lines to check ("-": standard input): a prompt as a string, or {"prompt", '
-            '"response"?, "id"?}. One JSON line out for each, in order.',
+            '"response"?, "id"?} or {"messages": [{"role", "content"}, ...], "id"?}. One JSON line out for '
+            "each, in order.",
         ),
     ] = None,
     policy: Annotated[

@@ -100,7 +100,7 @@ def _check(guard: Guard, batch: Sequence[Line]) -> Iterable[Verdict | AegisError
 
 def _check_one(guard: Guard, conversation: Any) -> Verdict | AegisError:
     try:
-        return guard.check(conversation.prompt, conversation.response)
+        return guard.check_many([conversation])[0]
     except AegisError as error:
         return error
 
@@ -121,6 +121,8 @@ def _describe(verdict: Verdict) -> str:
     lines = [_word(verdict.safe).rstrip(), f"  prompt      {_rating(verdict.prompt)}"]
     if verdict.response is not None:
         lines.append(f"  response    {_rating(verdict.response)}")
+    if verdict.turn is not None:
+        lines.append(f"  turn        {verdict.turn}")
     if verdict.window is not None:
         window = verdict.window
         lines.append(f"  window      tokens {window.start} to {window.end} of the {window.of}")
