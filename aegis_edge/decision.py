@@ -67,7 +67,7 @@ class Window:
     of          "prompt" or "response"
     start, end  the tokens of that text which it holds, from 0; `end` is the first that it does not
     characters  the same in characters of the text; a character that a seam divides is in both windows. None
-                where the text that was split is not the one handed in (a normalised view of it)
+                where it is a window of the second view of the text (see `Verdict.anomaly`), as are its tokens
     """
 
     of: str
@@ -88,6 +88,8 @@ class Verdict:
                 response's; None unless the guard was loaded with label_mass=True
     window      the part of a long text that decided: the one of the highest risk; None where it is the whole
     turn        the turn of a dialogue that decided, from 0; None where there was no dialogue
+    anomaly     what Unicode hides in some text, comma-separated (`views.py`): it was judged as it is and with
+                that undone; None where there is nothing
     """
 
     safe: bool
@@ -98,6 +100,7 @@ class Verdict:
     label_mass: float | None = None
     window: Window | None = None
     turn: int | None = None
+    anomaly: str | None = None
 
     @property
     def tokens_total(self) -> int:

@@ -4,6 +4,7 @@ dialogue       every turn, in exchanges of a prompt and the response to it
 prompt alone   windows of the prompt
 with response  windows of the prompt, judged alone, and windows of the response, each under the prompt, or
                under its end where it takes more than half of a window
+second view    the same again, of what Unicode hides made plain, where that differs
 verdict        every question's highest risk, every category's highest probability
 """
 
@@ -18,17 +19,20 @@ from aegis_edge.encoding import ConversationEncoder, Encoded, too_long
 from aegis_edge.errors import ContextError, ScorerError
 from aegis_edge.families.plan import PROMPT, RESPONSE
 from aegis_edge.scoring import IdArray
+from aegis_edge.views import view_of
 from aegis_edge.windows import LEAST_WINDOW, Limits, spans
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A text that is read. of: "prompt" or "response"; ids: int32 [n], all of it; turn: of a dialogue."""
+    """A text that is read. of: "prompt" or "response"; ids: int32 [n], all of it; turn: of a dialogue;
+    is_view: not as it was handed in."""
 
     of: str
     text: str
     ids: IdArray
     turn: int | None = None
+    is_view: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Script:
-    """A conversation as it is read: its texts, and the parts that hold every token of them."""
+    """A conversation as it is read: its texts, the parts that hold every token of them, and the names of what
+    Unicode hides."""
 
     sources: tuple[Source, ...]
     parts: tuple[Part, ...]
+    anomalies: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Tokens of the texts that were handed in."""
-        return sum(len(source.ids) for source in self.sources)
+        return sum(len(source.ids) for source in self.sources if not source.is_view)
 
 
 class Reader:
@@ -75,17 +81,35 @@ class Reader:
         """`ids` encodes the texts in place of the encoder, to the same ids. Raises ContextError past the
         budget, and where long texts are refused, for those."""
         texts, exchanges = _texts(conversation)
-        limit = self._limits.max_tokens
-        least = max(self.content.least(text, limit) for _, text, _ in texts)
-        if least:
-            raise _past_budget(f"at least {least}", limit)
         encode = ids or self.content.encode
-        sources = tuple(Source(of, text, encode(text), turn) for of, text, turn in texts)
+        sources = self._sources(texts, encode)
+        parts = [part for exchange in exchanges for part in self._split(*(sources[i] for i in exchange))]
+        seen = [view_of(text) for _, text, _ in texts]
+        names = tuple(dict.fromkeys(name for _, found in seen for name in found))
+        if names:
+            changed = [(of, view, turn) for (of, _, turn), (view, _) in zip(texts, seen, strict=True)]
+            views = self._sources(changed, encode, is_view=True)
+            for exchange in exchanges:
+                if any(seen[i][1] for i in exchange):
+                    parts += self._split(*(views[i] for i in exchange))
+            sources += views
+        return Script(tuple(sources), tuple(parts), names)
+
+    def _sources(
+        self,
+        texts: Sequence[tuple[str, str, int | None]],
+        encode: Callable[[str], IdArray],
+        is_view: bool = False,
+    ) -> list[Source]:
+        """Texts encoded, where they keep to the budget together."""
+        limit = self._limits.max_tokens
+        if least := max(self.content.least(text, limit) for _, text, _ in texts):
+            raise _past_budget(f"at least {least}", limit)
+        sources = [Source(of, text, encode(text), turn, is_view) for of, text, turn in texts]
         tokens = sum(len(source.ids) for source in sources)
         if tokens > limit:
             raise _past_budget(str(tokens), limit)
-        parts = [part for exchange in exchanges for part in self._split(*(sources[i] for i in exchange))]
-        return Script(sources, tuple(parts))
+        return sources
 
     def verdict(self, script: Script, outcomes: Sequence[Outcome]) -> Verdict:
         """The verdict on a script, from what was found in each of its parts. Raises ScorerError where a token
@@ -98,7 +122,7 @@ class Reader:
                     worst[question] = rating
                 if decisive is None or _risk(rating) > _risk(decisive[0]):
                     decisive = rating, part.about[question]
-        seen = sum(_seen(source, script.parts) for source in script.sources)
+        seen = sum(_seen(source, script.parts) for source in script.sources if not source.is_view)
         if seen != script.tokens or decisive is None:
             raise ScorerError(f"{seen} of {script.tokens} tokens were scored; no verdict can be given")
         masses = [outcome.label_mass for outcome in outcomes if outcome.label_mass is not None]
@@ -111,6 +135,7 @@ class Reader:
             min(masses, default=None),
             self._window(decisive[1]),
             decisive[1].source.turn,
+            ", ".join(script.anomalies) or None,
         )
 
     def _split(self, prompt: Source, response: Source | None = None) -> list[Part]:
@@ -145,7 +170,8 @@ class Reader:
         source, start, end = span.source, span.start, span.end
         if end - start == len(source.ids):
             return None
-        return Window(source.of, start, end, self.content.characters(source.text, start, end))
+        characters = None if source.is_view else self.content.characters(source.text, start, end)
+        return Window(source.of, start, end, characters)
 
 
 def _texts(
@@ -161,7 +187,7 @@ def _texts(
         (RESPONSE if turn.role == ASSISTANT else PROMPT, turn.content, index)
         for index, turn in enumerate(conversation.turns)
     ]
-    exchanges = []
+    exchanges: list[tuple[int, ...]] = []
     for prompt, response in conversation.exchanges():
         if prompt is None:
             prompt = len(texts)

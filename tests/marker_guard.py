@@ -83,11 +83,12 @@ def guard_of(
     return Guard(scorer, encoder, plan, policy, limits=limits)
 
 
-def marker_guard(encoder: ContentEncoder, plan: Plan, policy: Policy, limits: Limits, context: int) -> Guard:
+def marker_guard(
+    encoder: ContentEncoder, plan: Plan, policy: Policy, limits: Limits, context: int, marker: str = MARKER
+) -> Guard:
     """Unsafe where the marker stands in the policy's reach, P(unsafe) > .99; else P(unsafe) < .01."""
-    (marker,) = encoder.ids(MARKER)
     vocab = max(encoder.control_ids) + 1
-    weights = MarkerWeights(vocab, marker, context)
+    weights = MarkerWeights(vocab, encoder.ids(marker)[-1], context)
     guard = guard_of(weights, encoder, plan, replace(policy, decided_by="verdict"), limits)
     scaled = {
         name: Calibration(0.01, -10.0) for name in ("prompt", "response", "category", "custom_category")

@@ -121,6 +121,8 @@ def _describe(verdict: Verdict) -> str:
     lines = [_word(verdict.safe).rstrip(), f"  prompt      {_rating(verdict.prompt)}"]
     if verdict.response is not None:
         lines.append(f"  response    {_rating(verdict.response)}")
+    if verdict.anomaly is not None:
+        lines.append(f"  anomaly     {verdict.anomaly}")
     if verdict.turn is not None:
         lines.append(f"  turn        {verdict.turn}")
     if verdict.window is not None:
