@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aegis_edge.conversation import Conversation
-from aegis_edge.decision import CategoryScore, Rating, Verdict
+from aegis_edge.conversation import Conversation, Dialogue, Turn
+from aegis_edge.decision import CategoryScore, Rating, Verdict, Window
 from aegis_edge.errors import (
     AegisError,
     ArtifactError,
@@ -20,6 +20,7 @@ from aegis_edge.errors import (
     InputError,
     PolicyError,
     ScorerError,
+    UnsafeError,
 )
 from aegis_edge.policy import Category, Policy, Thresholds
 
@@ -34,6 +35,7 @@ __all__ = [
     "CategoryScore",
     "ContextError",
     "Conversation",
+    "Dialogue",
     "ExportError",
     "Guard",
     "InputError",
@@ -42,7 +44,10 @@ __all__ = [
     "Rating",
     "ScorerError",
     "Thresholds",
+    "Turn",
+    "UnsafeError",
     "Verdict",
+    "Window",
 ]
 
 

@@ -1,7 +1,8 @@
-"""What is checked: a prompt, and the response to it where there is one."""
+"""What is checked: a prompt, and the response to it where there is one; or a dialogue of many turns."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from aegis_edge.errors import InputError
@@ -36,6 +37,75 @@ class Conversation:
             f"expected text, a (prompt, response) pair or a Conversation, found {_describe(item)}",
             hint="a prompt without a response is plain text, or a pair whose second part is None",
         )
+
+
+ASSISTANT = "assistant"
+ROLES = ("system", "developer", "user", "tool", ASSISTANT)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one party of a dialogue said. `role`: one of ROLES; `content`: as a Conversation's prompt."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Turns in order, one at least.
+
+    Every turn is judged: those of the assistant as responses to the user's turn before them (to an empty
+    prompt where there is none), all others as prompts. What a turn means only together with earlier
+    exchanges is not seen.
+    """
+
+    turns: tuple[Turn, ...]
+
+    @classmethod
+    def of(cls, messages: Iterable[object]) -> Dialogue:
+        """From messages {"role": ..., "content": ...}, "name" allowed; raises InputError for anything else,
+        so that nothing in a message goes unjudged."""
+        turns = []
+        for index, message in enumerate(messages):
+            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+                raise InputError(f'turn {index}: expected {{"role": ..., "content": ...}}')
+            if others := sorted(map(str, message.keys() - {"role", "content", "name"})):
+                raise InputError(
+                    f"turn {index}: {', '.join(others)}: a guard judges text alone",
+                    hint="put what should be judged into the content, and leave the rest out",
+                )
+            if message["role"] not in ROLES:
+                raise InputError(
+                    f"turn {index}: unknown role {message['role']!r}", hint=f"roles: {', '.join(ROLES)}"
+                )
+            turns.append(Turn(message["role"], _text(message["content"], f"turn {index}")))
+        if not turns:
+            raise InputError("a dialogue without turns")
+        return cls(tuple(turns))
+
+    def exchanges(self) -> list[tuple[int | None, int | None]]:
+        """(turn judged as prompt, turn judged as response to it), in order; together they name all turns."""
+        found: list[tuple[int | None, int | None]] = []
+        user: int | None = None
+        for index, turn in enumerate(self.turns):
+            if turn.role != ASSISTANT:
+                found.append((index, None))
+                user = index if turn.role == "user" else user
+            elif found and found[-1] == (user, None):
+                found[-1] = (user, index)
+            else:
+                found.append((user, index))
+        return found
+
+
+def conversation_of(item: object) -> Conversation | Dialogue:
+    """What `Conversation.of` takes, or a Dialogue, or a list of messages. Raises InputError."""
+    if isinstance(item, Dialogue):
+        return item
+    if isinstance(item, (list, tuple)) and item and isinstance(item[0], Mapping):
+        return Dialogue.of(item)
+    return Conversation.of(item)
 
 
 def _text(value: object, part: str) -> str:

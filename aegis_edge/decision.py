@@ -49,6 +49,34 @@ class CategoryScore:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What one pass over one conversation, or one window of it, found.
+
+    ratings     of each question it was asked; categories: as in Verdict; label_mass: as in Verdict
+    """
+
+    ratings: Mapping[str, Rating]
+    categories: tuple[CategoryScore, ...]
+    label_mass: float | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a long text.
+
+    of          "prompt" or "response"
+    start, end  the tokens of that text which it holds, from 0; `end` is the first that it does not
+    characters  the same in characters of the text; a character that a seam divides is in both windows. None
+                where it is a window of the second view of the text (see `Verdict.anomaly`), as are its tokens
+    """
+
+    of: str
+    start: int
+    end: int
+    characters: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The outcome of a check.
 
@@ -58,6 +86,10 @@ class Verdict:
     tokens      tokens of the prompt's and response's text, all of which were scored
     label_mass  share of the full vocabulary's probability that the labels hold, the smaller of prompt's and
                 response's; None unless the guard was loaded with label_mass=True
+    window      the part of a long text that decided: the one of the highest risk; None where it is the whole
+    turn        the turn of a dialogue that decided, from 0; None where there was no dialogue
+    anomaly     what Unicode hides in some text, comma-separated (`views.py`): it was judged as it is and with
+                that undone; None where there is nothing
     """
 
     safe: bool
@@ -66,6 +98,19 @@ class Verdict:
     categories: tuple[CategoryScore, ...]
     tokens: int
     label_mass: float | None = None
+    window: Window | None = None
+    turn: int | None = None
+    anomaly: str | None = None
+
+    @property
+    def tokens_total(self) -> int:
+        """Tokens of all that was handed in; the same as `tokens`."""
+        return self.tokens
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens that were scored: `tokens_total` in every verdict. Where they differ the check raises."""
+        return self.tokens
 
 
 @dataclass(frozen=True)
@@ -86,6 +131,15 @@ class Calibration:
         x = margin / self.temperature + self.bias
         # Either form is exact for its sign and neither overflows.
         return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def merged(claims: Iterable[CategoryScore]) -> tuple[CategoryScore, ...]:
+    """Each category once, with the highest of its probabilities, most probable first."""
+    best: dict[str, CategoryScore] = {}
+    for claim in claims:
+        if claim.name not in best or claim.probability > best[claim.name].probability:
+            best[claim.name] = claim
+    return tuple(sorted(best.values(), key=lambda claim: -claim.probability))
 
 
 def read_calibration(data: Mapping[str, Any]) -> dict[str, Calibration]:

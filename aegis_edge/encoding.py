@@ -89,29 +89,44 @@ class ContentEncoder:
         (others may still return more), and InputError where the tokenizer turns plain text into a control
         token all the same.
         """
-        data = text.encode("utf-8")
-        if limit is not None:
-            self._refuse_huge(len(data), limit)
-        if len(data.translate(None, self._unspelt)) != len(data):
-            text = "".join(char if self._is_spelt(char) else self._stand_in or "" for char in text)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if limit is not None and (least := self.least(text, limit)):
+            raise too_long(f"at least {least}", limit)
+        ids: list[int] = self._tokenizer.encode(self._spelt(text), add_special_tokens=False).ids
         if not self.control_ids.isdisjoint(ids):
             raise InputError("the text spells a control token that this tokenizer can not take apart")
         return np.array(ids, np.int32)
 
+    def characters(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """Where in `text` the tokens `start` to `end` of its `encode` begin and end; 0 <= start < end <= n.
+
+        A token that holds a part of a character counts as the whole of it.
+        """
+        offsets = self._tokenizer.encode(self._spelt(text), add_special_tokens=False).offsets
+        return int(offsets[start][0]), int(offsets[end - 1][1])
+
+    def _spelt(self, text: str) -> str:
+        """`text` with a stand-in, one character for one, for what the vocabulary has no bytes for."""
+        data = text.encode("utf-8")
+        if len(data.translate(None, self._unspelt)) == len(data):
+            return text
+        return "".join(char if self._is_spelt(char) else self._stand_in or "" for char in text)
+
     def _is_spelt(self, char: str) -> bool:
         return not any(byte in self._unspelt for byte in char.encode("utf-8"))
 
-    def _refuse_huge(self, size: int, limit: int) -> None:
-        """A text of B bytes has at least B / (longest token) tokens, if the tokenizer drops no bytes: a
-        gigabyte is refused at once instead of being tokenised for minutes."""
+    def least(self, text: str, limit: int) -> int:
+        """Tokens that `text` has at least, where that is quick to tell and more than `limit`; else 0.
+
+        A text of B bytes has at least B / (longest token) tokens, if the tokenizer drops no bytes: a gigabyte
+        is refused at once instead of being tokenised for minutes.
+        """
+        size = len(text.encode("utf-8"))
         if size <= 16 * limit or not _is_byte_level(self._tokenizer):
-            return
+            return 0
         if not self._longest_token:
             self._longest_token = max(len(token) for token in self._tokenizer.get_vocab())
         least = -(-size // self._longest_token)
-        if least > limit:
-            raise _too_long(f"at least {least}", limit)
+        return least if least > limit else 0
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,7 @@ class ConversationEncoder:
 
     def __init__(self, encoder: ContentEncoder, plan: Plan, context: int) -> None:
         """`context` is the scorer's. Raises ContextError where not even an empty conversation fits."""
-        self._encoder, self._plan = encoder, plan
+        self.content, self._plan = encoder, plan
         longest_leaf = max((len(ids) for ids in plan.leaves), default=0)
         # Room for the leaves is kept free from the start: else a text would fit only while it is found safe.
         self._room = context - len(plan.root) - longest_leaf
@@ -152,20 +167,32 @@ class ConversationEncoder:
             self._limit(nodes)
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """The nodes of a conversation, the same whether it is checked alone or among others.
+        """The nodes of a conversation that fits whole, the same whether it is checked alone or among others.
 
-        A node without ids (empty content) is left out, and its children hang from its parent. Raises
-        ContextError where content and markers do not fit beside the policy; the message states tokens and
-        limit.
+        Raises ContextError where content and markers do not fit beside the policy; the message states tokens
+        and limit.
         """
-        nodes = self._plan.prompt if conversation.response is None else self._plan.exchange
-        limit = self._limit(nodes)
-        content = {PROMPT: self._encoder.encode(conversation.prompt, limit)}
-        if conversation.response is not None:
-            content[RESPONSE] = self._encoder.encode(conversation.response, limit)
-        tokens = sum(len(ids) for ids in content.values())
+        response = conversation.response
+        limit = self.limit(response is not None)
+        prompt_ids = self.content.encode(conversation.prompt, limit)
+        response_ids = None if response is None else self.content.encode(response, limit)
+        tokens = len(prompt_ids) + (0 if response_ids is None else len(response_ids))
         if tokens > limit:
-            raise _too_long(str(tokens), limit)
+            raise too_long(str(tokens), limit)
+        return self.lay_out(prompt_ids, response_ids)
+
+    def limit(self, has_response: bool) -> int:
+        """Content tokens that fit beside the policy, a conversation's fixed ids and a leaf."""
+        return self._limit(self._plan.exchange if has_response else self._plan.prompt)
+
+    def lay_out(self, prompt: IdArray, response: IdArray | None) -> Encoded:
+        """The nodes of content given as ids, int32 [n], n >= 0, which together keep to `limit`.
+
+        A node without ids (empty content) is left out, and its children hang from its parent.
+        """
+        nodes = self._plan.prompt if response is None else self._plan.exchange
+        content = {PROMPT: prompt} if response is None else {PROMPT: prompt, RESPONSE: response}
+        tokens = sum(len(ids) for ids in content.values())
         segments: list[Segment] = []
         reads: list[str] = []
         judged: list[int] = []
@@ -191,7 +218,7 @@ class ConversationEncoder:
         return [Segment(np.array(ids, np.int32), parent, (len(ids) - 1,)) for ids in self._plan.leaves]
 
     def _limit(self, nodes: tuple[Node, ...]) -> int:
-        """Content tokens that fit beside the policy, the fixed ids of `nodes` and a leaf."""
+        """`limit` of a plan's nodes."""
         fixed = sum(len(part) for node in nodes for part in node.parts if not isinstance(part, str))
         if self._room < fixed:
             raise ContextError(
@@ -201,7 +228,8 @@ class ConversationEncoder:
         return self._room - fixed
 
 
-def _too_long(tokens: str, limit: int) -> ContextError:
+def too_long(tokens: str, limit: int) -> ContextError:
+    """The refusal of what does not fit the context."""
     return ContextError(
         f"the conversation has {tokens} tokens; beside its policy this guard takes at most {limit}",
         hint="check it in parts; it is never cut silently",

@@ -34,6 +34,17 @@ class InputError(AegisError):
     """What was handed in for checking is not text."""
 
 
+class UnsafeError(AegisError):
+    """A guarded stream was stopped: no failure, but a finding. `verdict` is the Verdict that did it."""
+
+    def __init__(self, message: str, *, verdict: object, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.verdict = verdict
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_unsafe, (str(self), self.verdict, self.hint)
+
+
 class ExportError(AegisError):
     """A base model, adapter or setting that the export can not take."""
 
@@ -44,3 +55,7 @@ class ScorerError(AegisError):
 
 def _rebuild(kind: type[AegisError], message: str, hint: str | None) -> AegisError:
     return kind(message, hint=hint)
+
+
+def _rebuild_unsafe(message: str, verdict: object, hint: str | None) -> UnsafeError:
+    return UnsafeError(message, verdict=verdict, hint=hint)

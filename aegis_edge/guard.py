@@ -1,39 +1,36 @@
 """Guard: load an artefact, check conversations.
 
-A check is two passes over the token tree. The first adds every conversation's nodes under the policy and
-reads its turns; the second, for the unsafe ones alone, adds a leaf a category. The tree is then cut back to
-the policy and used again.
+A conversation becomes a script of parts (`reading.py`), the parts are judged in packed passes over a token
+tree (`passes.py`), and what was found in them is one verdict.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aegis_edge.conversation import Conversation
-from aegis_edge.decision import Calibration, CategoryScore, Decider, Rating, Verdict, read_calibration
-from aegis_edge.encoding import ContentEncoder, ConversationEncoder, Encoded
+from aegis_edge.conversation import Conversation, Dialogue, conversation_of
+from aegis_edge.decision import Calibration, Decider, Verdict, read_calibration
+from aegis_edge.encoding import ContentEncoder, ConversationEncoder
 from aegis_edge.errors import AegisError, ArtifactError, ContextError, InputError, PolicyError, ScorerError
 from aegis_edge.families import get_family
-from aegis_edge.families.plan import PROMPT, RESPONSE, Plan
+from aegis_edge.families.plan import Plan
+from aegis_edge.passes import Passes
 from aegis_edge.policy import Policy
-from aegis_edge.scoring import IdArray, LogitArray, Scorer, Segment, Tree
+from aegis_edge.reading import Reader, Script
+from aegis_edge.scoring import IdArray, Scorer
+from aegis_edge.stream import Stream, aguarded, guarded
+from aegis_edge.windows import MAX_TOKENS, Limits
 
 if TYPE_CHECKING:
     from aegis_edge.artifact import Artifact
     from aegis_edge.scoring.vocabulary import Vocabulary
-
-# Tokens added in one pass, unless a single conversation has more. A pass this long is compute-bound: a longer
-# one is no faster and takes more memory (in the 135M model a token's keys and values alone are 23 kB).
-# Results do not depend on it.
-CHUNK_TOKENS = 2048
 
 SCORERS = ("cpu", "reference", "cuda")
 
@@ -54,21 +51,21 @@ class Guard:
         calibration: Mapping[str, Calibration] | None = None,
         *,
         root: IdArray | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """From parts that belong together; `load` is the usual way.
 
         `root` None uses the policy the scorer was made for; int32 ids are computed afresh, which a custom
-        policy needs.
+        policy needs. `limits`: what is done with long texts.
         """
         if scorer.rows != len(plan.rows):
             raise ScorerError(f"the scorer's head has {scorer.rows} rows, the family reads {len(plan.rows)}")
         self.policy = policy
         self._scorer, self._root = scorer, root
         self._encoder = ConversationEncoder(encoder, plan, scorer.context)
-        self._decider = Decider(plan, policy, calibration or read_calibration({}))
-        self._leaf_tokens = sum(len(ids) for ids in plan.leaves)
-        # A deque's pop and append are atomic: no lock that a fork could leave held.
-        self._idle: deque[Tree] = deque(maxlen=os.cpu_count() or 1)
+        self._reader = Reader(self._encoder, limits or Limits())
+        decider = Decider(plan, policy, calibration or read_calibration({}))
+        self._passes = Passes(scorer, root, self._encoder, decider, sum(len(ids) for ids in plan.leaves))
 
     @classmethod
     def load(
@@ -78,6 +75,10 @@ class Guard:
         scorer: str = "cpu",
         policy: Policy | None = None,
         label_mass: bool = False,
+        *,
+        window: int | None = None,
+        max_tokens: int = MAX_TOKENS,
+        refuse_long: bool = False,
     ) -> Guard:
         """Load an artefact folder made by `aegis-edge export`.
 
@@ -88,6 +89,9 @@ class Guard:
         policy   None: the artefact's own, whose keys and values are cached; another one is computed first
         label_mass  tell in every verdict which share of the full vocabulary's probability the labels hold;
                  reads the whole LM head in every check, and needs a guard whose labels are tokens of it
+        window   most tokens judged at once, longer text is split into overlapping windows; None: the context
+        max_tokens  of one conversation; what has more raises ContextError
+        refuse_long  raise ContextError for what does not fit one window instead of splitting it
 
         Raises ArtifactError, PolicyError, ContextError or ScorerError.
         """
@@ -97,18 +101,25 @@ class Guard:
 
         if scorer not in SCORERS:
             raise ScorerError(f"unknown scorer {scorer!r}", hint=f"scorers: {', '.join(SCORERS)}")
+        limits = Limits(window, max_tokens, refuse_long)
         artifact = Artifact.open(find_guard() if path is None else path, verify=False)
         with ThreadPoolExecutor(1) as pool:  # hashing and unpacking, side by side, take half of the time
             verified = pool.submit(artifact.verify)
             try:
                 vocabulary = artifact.vocabulary() if label_mass else None
                 engine = open_scorer(artifact, scorer, threads, vocabulary)
-                return cls.from_artifact(artifact, engine, policy)
+                return cls.from_artifact(artifact, engine, policy, limits)
             finally:
                 verified.result()  # a damaged file is told as such, whatever else it led to
 
     @classmethod
-    def from_artifact(cls, artifact: Artifact, scorer: Scorer, policy: Policy | None = None) -> Guard:
+    def from_artifact(
+        cls,
+        artifact: Artifact,
+        scorer: Scorer,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+    ) -> Guard:
         """The guard of an opened artefact, over a scorer made from it."""
         manifest = artifact.manifest
         plan = Plan.from_json(manifest["family"]["plan"])
@@ -121,106 +132,66 @@ class Guard:
         encoder = ContentEncoder.from_json(artifact.tokenizer_json())
         calibration = read_calibration(manifest["calibration"])
         if policy is None or [c.text for c in policy.categories] == [c.text for c in own.categories]:
-            return cls(scorer, encoder, plan, policy or own, calibration)
+            return cls(scorer, encoder, plan, policy or own, calibration, limits=limits)
         plan = get_family(manifest["family"]["name"]).compile(encoder, policy)
-        return cls(scorer, encoder, plan, policy, calibration, root=np.array(plan.root, np.int32))
+        root = np.array(plan.root, np.int32)
+        return cls(scorer, encoder, plan, policy, calibration, root=root, limits=limits)
 
     def check(self, prompt: str | bytes, response: str | bytes | None = None) -> Verdict:
         """Judge a prompt, and the response to it where there is one.
 
-        Raises InputError for what is not text, ContextError for what does not fit, ScorerError where scoring
-        fails.
+        Text that does not fit the context is judged in windows. Raises InputError for what is not text,
+        ContextError for more tokens than the budget, ScorerError where scoring fails.
         """
         conversation = Conversation(prompt, response)  # type: ignore[arg-type]  # bytes become str in it
-        return self._score([self._encoder.encode(conversation)])[0]
+        return self._verdicts([self._reader.read(conversation)])[0]
+
+    def check_turns(self, messages: Iterable[object]) -> Verdict:
+        """Judge every turn of a dialogue, messages {"role": ..., "content": ...}; see `Dialogue`.
+
+        `prompt` is the rating of the worst turn that is not the assistant's, `response` that of the worst one
+        that is. Raises as `check` does.
+        """
+        return self._verdicts([self._reader.read(Dialogue.of(messages))])[0]
 
     def check_many(self, items: Iterable[object]) -> list[Verdict]:
-        """Judge many conversations (prompts, (prompt, response) pairs or Conversations), in order.
+        """Judge many conversations, in order: prompts, (prompt, response) pairs, Conversations, Dialogues or
+        lists of messages.
 
         The verdicts are bit for bit those of `check`. Everything is read before anything is scored: one item
         that can not be checked raises, naming its position, and there are no partial results.
         """
-        encoded = []
+        scripts = []
         for index, item in enumerate(items):
             try:
-                encoded.append(self._encoder.encode(Conversation.of(item)))
+                scripts.append(self._reader.read(conversation_of(item)))
             except (InputError, ContextError) as error:
                 raise type(error)(f"conversation {index}: {error}", hint=error.hint) from error
-        return [verdict for chunk in _chunks(encoded) for verdict in self._score(chunk)]
+        return self._verdicts(scripts)
 
-    def _score(self, chunk: Sequence[Encoded]) -> list[Verdict]:
-        with self._tree() as tree:
-            segments: list[Segment] = []
-            firsts = []  # each conversation's nodes are numbered from here on, as they are from 0 alone
-            for encoded in chunk:
-                firsts.append(len(segments))
-                segments += encoded.at(len(segments) + 1)
-            logits, total = _extend(tree, segments), tree.log_sum_exp
-            ratings, masses, row = [], [], 0
-            for encoded in chunk:
-                rows = slice(row, row + len(encoded.reads))
-                ratings.append(self._decider.ratings(encoded.reads, logits[rows]))
-                masses.append(
-                    None if total is None else self._decider.mass(encoded.reads, logits[rows], total[rows])
-                )
-                row = rows.stop
-            if self._decider.by_categories:
-                turns = [
-                    n + node for n, encoded in zip(firsts, chunk, strict=True) for node in encoded.judged
-                ]
-                claimed = self._judged_by_categories(ratings, self._leaves(tree, len(segments) + 1, turns))
-            else:
-                unsafe = [i for i, found in enumerate(ratings) if not all(r.safe for r in found.values())]
-                leaves = self._leaves(tree, len(segments) + 1, [firsts[i] + chunk[i].last for i in unsafe])
-                claims = {i: self._decider.categories(row) for i, row in zip(unsafe, leaves, strict=True)}
-                claimed = [claims.get(i, ()) for i in range(len(chunk))]
-        return [
-            Verdict(
-                all(rating.safe for rating in found.values()),
-                found[PROMPT],
-                found.get(RESPONSE),
-                claimed[i],
-                chunk[i].content,
-                masses[i],
-            )
-            for i, found in enumerate(ratings)
-        ]
+    def stream(self, prompt: str | bytes, every: int = 1) -> Stream:
+        """Judge a response while it is written: `with guard.stream(prompt) as s: v = s.feed(chunk)`.
 
-    def _judged_by_categories(
-        self, ratings: Sequence[dict[str, Rating]], rows: Iterator[LogitArray]
-    ) -> list[tuple[CategoryScore, ...]]:
-        """Each conversation's categories, its `ratings` changed to what they claim. rows: the leaves' logits
-        under every rating's node."""
-        claimed = []
-        for found in ratings:
-            best: dict[str, CategoryScore] = {}
-            for question in found:
-                found[question], claims = self._decider.by_policy(found[question], next(rows))
-                for claim in claims:
-                    if claim.name not in best or claim.probability > best[claim.name].probability:
-                        best[claim.name] = claim
-            claimed.append(tuple(sorted(best.values(), key=lambda claim: -claim.probability)))
-        return claimed
+        `every`: least number of new tokens worth a verdict. Raises as `check` does.
+        """
+        return Stream(self._reader, self._passes, prompt, every)
 
-    def _leaves(self, tree: Tree, nodes: int, parents: Sequence[int]) -> Iterator[LogitArray]:
-        """Label logits [categories, rows] of the policy's leaves under each of `parents`."""
-        at_once = max(1, CHUNK_TOKENS // max(1, self._leaf_tokens))
-        for start in range(0, len(parents), at_once):
-            batch = parents[start : start + at_once]
-            logits = _extend(tree, [leaf for parent in batch for leaf in self._encoder.leaves(parent)])
-            tree.truncate(nodes)
-            yield from np.split(logits, len(batch))
+    def guarded(self, prompt: str | bytes, pieces: Iterable[str | bytes], every: int = 16) -> Iterator[str]:
+        """Hand on a response piece by piece, what was judged safe alone; raises UnsafeError where it is not.
 
-    @contextmanager
-    def _tree(self) -> Iterator[Tree]:
-        """A tree that holds the policy alone. One whose use raised is dropped: its state is unknown."""
-        try:
-            tree = self._idle.pop()
-        except IndexError:
-            tree = self._scorer.tree(self._root)
-        yield tree
-        tree.truncate(1)
-        self._idle.append(tree)
+        A piece comes out once `every` tokens more were judged, or at the end.
+        """
+        return guarded(lambda: self.stream(prompt, every), pieces)
+
+    def aguarded(
+        self, prompt: str | bytes, pieces: AsyncIterable[str | bytes], every: int = 16
+    ) -> AsyncIterator[str]:
+        """`guarded` over an asynchronous source; the event loop is not held up."""
+        return aguarded(lambda: self.stream(prompt, every), pieces)
+
+    def _verdicts(self, scripts: Sequence[Script]) -> list[Verdict]:
+        outcomes = iter(self._passes.judge([part.encoded for script in scripts for part in script.parts]))
+        return [self._reader.verdict(script, list(islice(outcomes, len(script.parts)))) for script in scripts]
 
 
 def cache_folder() -> Path:
@@ -280,26 +251,3 @@ def open_scorer(
             f"the {name} scorer needs {(error.name or '').partition('.')[0]}, which is not installed",
             hint=f"pip install 'aegis-edge[{extra}]'",
         ) from error
-
-
-def _chunks(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-    """Runs of conversations of at most CHUNK_TOKENS together; a longer conversation is a run of its own."""
-    chunk: list[Encoded] = []
-    size = 0
-    for one in encoded:
-        if chunk and size + one.size > CHUNK_TOKENS:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(one)
-        size += one.size
-    if chunk:
-        yield chunk
-
-
-def _extend(tree: Tree, segments: Sequence[Segment]) -> LogitArray:
-    """`tree.extend`, held to a row a slot: with one missing, verdicts would move to other conversations."""
-    logits = tree.extend(segments)
-    slots = sum(len(segment.slots) for segment in segments)
-    if len(logits) != slots:
-        raise ScorerError(f"the scorer returned {len(logits)} rows of logits for {slots} slots")
-    return logits

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aegis_edge.cli.check import MAX_BYTES
 from aegis_edge.cli.lines import read_lines
-from aegis_edge.conversation import Conversation
+from aegis_edge.conversation import Conversation, Dialogue
 from aegis_edge.data.generate import generate
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import InputError
@@ -58,6 +58,10 @@ def read(path: Path, count: int) -> list[Conversation]:
             for line in islice(read_lines(file, MAX_BYTES), count):
                 if line.conversation is None:
                     raise InputError(f"{path}, line {line.number}: {line.error}")
+                if isinstance(line.conversation, Dialogue):
+                    raise InputError(
+                        f"{path}, line {line.number}: a dialogue; prompts and responses are timed"
+                    )
                 found.append(line.conversation)
     except OSError as error:
         raise InputError(f"{path}: can not be read: {error.strerror}") from error

@@ -89,6 +89,9 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
     file.write_text('"one"\n{"text": "two"}\n')
     with pytest.raises(InputError, match="line 2"):
         prompts.read(file, 2)
+    file.write_text('{"messages": [{"role": "user", "content": "one"}]}\n')
+    with pytest.raises(InputError, match="line 1: a dialogue"):
+        prompts.read(file, 2)
     with pytest.raises(InputError, match="can not be read"):
         prompts.read(tmp_path / "none", 2)
 

@@ -7,14 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aegis_edge.cli import run
-from aegis_edge.conversation import Conversation
-from aegis_edge.decision import CategoryScore, Rating, Verdict
+from aegis_edge.conversation import Conversation, Dialogue
+from aegis_edge.decision import CategoryScore, Rating, Verdict, Window
 from aegis_edge.errors import ContextError
 from aegis_edge.guard import Guard
 
@@ -41,9 +42,14 @@ class StubGuard:
             safe, ratings[0], ratings[1] if response is not None else None, found, len(talk.prompt)
         )
 
-    def check_many(self, items: list[Conversation]) -> list[Verdict]:
+    def check_many(self, items: list[Conversation | Dialogue]) -> list[Verdict]:
         self.batches.append(len(items))
-        return [self.check(item.prompt, item.response) for item in items]
+        return [self.check_one(item) for item in items]
+
+    def check_one(self, item: Conversation | Dialogue) -> Verdict:
+        if isinstance(item, Conversation):
+            return self.check(item.prompt, item.response)
+        return replace(self.check(item.turns[-1].content), turn=len(item.turns) - 1)
 
 
 @pytest.fixture
@@ -82,6 +88,32 @@ def test_json_has_the_python_names(guard: StubGuard, capsys: pytest.CaptureFixtu
     (row,) = _rows(capsys.readouterr().out)
     assert row["safe"] is False and row["prompt"]["probability"] == 0.9 and row["response"]["safe"] is True
     assert row["categories"] == [{"name": "Violence", "code": "S1", "probability": 0.8}]
+    assert row["tokens_seen"] == row["tokens_total"] == row["tokens"] == 3 and row["window"] is None
+
+
+def test_limits_reach_the_guard(
+    guard: StubGuard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(Guard, "load", lambda *_, **options: seen.append(options) or guard)
+    assert run(["check", "fine"]) == 0
+    assert run(["check", "fine", "--window", "64", "--max-tokens", "99", "--refuse-long"]) == 0
+    assert seen == [
+        {"window": None, "max_tokens": 65536, "refuse_long": False},
+        {"window": 64, "max_tokens": 99, "refuse_long": True},
+    ]
+
+
+def test_the_window_that_decided_is_told(
+    guard: StubGuard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = replace(guard.check("fine"), window=Window("prompt", 10, 50, (31, 160)))
+    monkeypatch.setattr(guard, "check", lambda *_: verdict)
+    assert run(["check", "fine"]) == 0
+    assert "window      tokens 10 to 50 of the prompt" in capsys.readouterr().out
+    assert run(["check", "fine", "--json"]) == 0
+    (row,) = _rows(capsys.readouterr().out)
+    assert row["window"] == {"of": "prompt", "start": 10, "end": 50, "characters": [31, 160]}
 
 
 def test_failures_are_code_3_with_a_hint(guard: StubGuard, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +163,17 @@ def test_lines_come_out_in_order_with_their_ids(
     assert "3 checked" in captured.err and "1 safe, 2 unsafe, 0 failed" in captured.err
 
 
+def test_a_line_of_messages(guard: StubGuard, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "in.jsonl"
+    messages = [{"role": "user", "content": "fine"}, {"role": "assistant", "content": "bad"}]
+    file.write_text(json.dumps({"messages": messages, "id": 1}) + '\n"fine"')
+    assert run(["check", "--file", str(file)]) == 1
+    assert [(row["safe"], row["turn"]) for row in _rows(capsys.readouterr().out)] == [
+        (False, 1),
+        (True, None),
+    ]
+
+
 BAD_LINES = {
     "no JSON": b"{",
     "not UTF-8": b'"\xff"',
@@ -142,6 +185,10 @@ BAD_LINES = {
     "NaN": b'{"prompt": "fine", "id": NaN}',
     "too deep": b"[" * 100_000,
     "a number of thousands of digits": b'{"prompt": "fine", "id": ' + b"9" * 5000 + b"}",
+    "messages of another type": b'{"messages": "fine"}',
+    "messages and a prompt": b'{"messages": [{"role": "user", "content": "a"}], "prompt": "b"}',
+    "no messages": b'{"messages": []}',
+    "a message without content": b'{"messages": [{"role": "user"}]}',
     "does not fit": b'"' + b"x" * 21 + b'"',
 }
 
@@ -233,6 +280,8 @@ def test_a_reader_that_leaves_is_a_failure(
         ["--file", "x", "--response", "y"],
         ["--threads", "0", "x"],
         ["--scorer", "gpu", "x"],
+        ["--window", "15", "x"],
+        ["--max-tokens", "0", "x"],
         ["a", "b"],
         ["--unknown"],
     ],

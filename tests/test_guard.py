@@ -20,7 +20,7 @@ from aegis_edge import (
     ScorerError,
     Thresholds,
 )
-from aegis_edge import guard as module
+from aegis_edge import passes as module
 from aegis_edge.artifact import Artifact
 from aegis_edge.errors import ContextError
 from aegis_edge.guard import default_guard_path
@@ -126,7 +126,7 @@ def test_inverse_verdicts_of_different_conversations_differ(guard):
 
 def test_chunks_bound_each_pass_and_the_tree_and_change_no_verdict(guard, monkeypatch):
     """Passes as (tokens added, tokens in the tree beside the root)."""
-    extend = module._extend
+    extend = module.extend
     passes: list[tuple[int, int]] = []
 
     def watched(tree, segments):
@@ -136,7 +136,7 @@ def test_chunks_bound_each_pass_and_the_tree_and_change_no_verdict(guard, monkey
         passes.append((sum(len(segment.ids) for segment in segments), held))
         return logits
 
-    monkeypatch.setattr(module, "_extend", watched)
+    monkeypatch.setattr(module, "extend", watched)
     whole = guard.check_many(ITEMS)
     assert len(passes) == 2
     passes.clear()
@@ -169,16 +169,16 @@ def test_several_threads_at_once(guard):
 
 def test_trees_are_used_again_but_not_after_a_failure(reference, monkeypatch):
     reference.check("a")
-    assert len(reference._idle) >= 1
-    reference._idle.clear()
+    assert len(reference._passes._idle) >= 1
+    reference._passes._idle.clear()
 
     def broken(*_):
         raise ScorerError("broken")
 
-    monkeypatch.setattr(reference._decider, "ratings", broken)
+    monkeypatch.setattr(reference._passes._decider, "ratings", broken)
     with pytest.raises(ScorerError, match="broken"):
         reference.check("a")
-    assert len(reference._idle) == 0
+    assert len(reference._passes._idle) == 0
 
 
 # --- policies ---
@@ -213,12 +213,12 @@ def test_the_scorers_agree(folder):
 
 
 def test_bad_items_are_named_by_position_and_nothing_is_scored(reference, monkeypatch):
-    monkeypatch.setattr(reference, "_score", lambda chunk: pytest.fail("something was scored"))
+    monkeypatch.setattr(reference._passes, "judge", lambda parts: pytest.fail("something was scored"))
     with pytest.raises(InputError, match="conversation 2: prompt: not valid UTF-8"):
         reference.check_many(["a", "b", b"\xff", 3])
-    with pytest.raises(ContextError, match="conversation 1: the conversation has") as caught:
-        reference.check_many(["a", "!?" * 512])
-    assert caught.value.hint == "check it in parts; it is never cut silently"
+    with pytest.raises(ContextError, match="conversation 1: the conversation has 131072 tokens") as caught:
+        reference.check_many(["a", "!?" * 65536])
+    assert caught.value.hint is not None and "--max-tokens" in caught.value.hint
     with pytest.raises(InputError, match="prompt: expected text, found NoneType"):
         reference.check(None)
 
@@ -246,7 +246,7 @@ def test_a_scorer_that_returns_too_few_rows_is_refused(reference, monkeypatch):
             return self._tree.extend(segments)[:-1]
 
     tree = reference._scorer.tree(None)
-    monkeypatch.setattr(reference, "_idle", type(reference._idle)([Short(tree)]))
+    monkeypatch.setattr(reference._passes, "_idle", type(reference._passes._idle)([Short(tree)]))
     with pytest.raises(ScorerError, match="the scorer returned 2 rows of logits for 3 slots"):
         reference.check_many(["a", "b", "c"])
 

@@ -58,7 +58,7 @@ def test_label_mass_is_the_share_of_the_full_softmax(
 
     manifest = Artifact.open(out).manifest
     plan = Plan.from_json(manifest["family"]["plan"])
-    ids = [*plan.root, *guard._encoder._encoder.ids(TEXT), *plan.prompt[-1].parts[0]]
+    ids = [*plan.root, *guard._encoder.content.ids(TEXT), *plan.prompt[-1].parts[0]]
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -1]

@@ -66,7 +66,8 @@ def check(
             "--file",
             metavar="F.jsonl",
             help='JSON lines to check ("-": standard input): a prompt as a string, or {"prompt", '
-            '"response"?, "id"?}. One JSON line out for each, in order.',
+            '"response"?, "id"?} or {"messages": [{"role", "content"}, ...], "id"?}. One JSON line out for '
+            "each, in order.",
         ),
     ] = None,
     policy: Annotated[
@@ -82,8 +83,21 @@ def check(
         bool,
         typer.Option("--label-mass", help="Tell the share of the vocabulary's probability on the labels."),
     ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", min=16, help="Tokens judged at once (else as many as the context holds)."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", min=1, help="Refuse a text of more tokens (else of more than 65536)."),
+    ] = None,
+    refuse_long: Annotated[
+        bool, typer.Option("--refuse-long", help="Refuse what does not fit one window.")
+    ] = False,
 ) -> int:
     """Judge a prompt (and the response to it) safe or unsafe.
+
+    Longer text than one window holds is judged in overlapping windows; the highest risk wins.
 
     Exit code 0 where everything is safe, 1 where anything is unsafe, 3 where anything could not be checked.
     """
@@ -91,7 +105,7 @@ def check(
 
     if file is not None and (text is not None or response is not None):
         raise typer.BadParameter("--file can not be combined with TEXT or --response")
-    options = command.Options(guard, policy, threads, scorer, label_mass)
+    options = command.Options(guard, policy, threads, scorer, label_mass, window, max_tokens, refuse_long)
     if file is not None:
         return command.check_file(file, options)
     return command.check_text(text, response, options, as_json=json)

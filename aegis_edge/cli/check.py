@@ -17,8 +17,9 @@ from aegis_edge.decision import Rating, Verdict
 from aegis_edge.errors import AegisError, InputError
 from aegis_edge.guard import Guard
 from aegis_edge.policy import Policy
+from aegis_edge.windows import MAX_TOKENS
 
-# Far more text than any guard's context holds: what is longer is refused without being held in memory.
+# Far more text than the budget of tokens: what is longer is refused without being held in memory.
 MAX_BYTES = 16 << 20
 
 
@@ -31,10 +32,22 @@ class Options:
     threads: int | None
     scorer: str
     label_mass: bool
+    window: int | None = None
+    max_tokens: int | None = None
+    refuse_long: bool = False
 
     def load(self) -> Guard:
         policy = None if self.policy is None else Policy.from_file(self.policy)
-        return Guard.load(self.guard, self.threads, self.scorer, policy, self.label_mass)
+        return Guard.load(
+            self.guard,
+            self.threads,
+            self.scorer,
+            policy,
+            self.label_mass,
+            window=self.window,
+            max_tokens=MAX_TOKENS if self.max_tokens is None else self.max_tokens,
+            refuse_long=self.refuse_long,
+        )
 
 
 def check_text(text: str | None, response: str | None, options: Options, *, as_json: bool) -> int:
@@ -69,7 +82,8 @@ def check_file(path: Path, options: Options) -> int:
 
 def to_json(verdict: Verdict) -> dict[str, Any]:
     """A verdict as a JSON object, its keys the Python names."""
-    return asdict(verdict)
+    counts = {"tokens_seen": verdict.tokens_seen, "tokens_total": verdict.tokens_total}
+    return asdict(verdict) | counts
 
 
 def _check(guard: Guard, batch: Sequence[Line]) -> Iterable[Verdict | AegisError]:
@@ -86,7 +100,7 @@ def _check(guard: Guard, batch: Sequence[Line]) -> Iterable[Verdict | AegisError
 
 def _check_one(guard: Guard, conversation: Any) -> Verdict | AegisError:
     try:
-        return guard.check(conversation.prompt, conversation.response)
+        return guard.check_many([conversation])[0]
     except AegisError as error:
         return error
 
@@ -107,6 +121,13 @@ def _describe(verdict: Verdict) -> str:
     lines = [_word(verdict.safe).rstrip(), f"  prompt      {_rating(verdict.prompt)}"]
     if verdict.response is not None:
         lines.append(f"  response    {_rating(verdict.response)}")
+    if verdict.anomaly is not None:
+        lines.append(f"  anomaly     {verdict.anomaly}")
+    if verdict.turn is not None:
+        lines.append(f"  turn        {verdict.turn}")
+    if verdict.window is not None:
+        window = verdict.window
+        lines.append(f"  window      tokens {window.start} to {window.end} of the {window.of}")
     if verdict.label_mass is not None:
         lines.append(f"  label mass  {verdict.label_mass:.3g}")
     if verdict.categories:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from aegis_edge.conversation import Conversation
+from aegis_edge.conversation import Conversation, Dialogue
 from aegis_edge.errors import AegisError, InputError
 
 BATCH = 64  # lines scored together at most
@@ -26,7 +26,7 @@ class Line:
 
     number: int
     end: int
-    conversation: Conversation | None = None
+    conversation: Conversation | Dialogue | None = None
     error: AegisError | None = None
     label: dict[str, Any] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ def read_lines(file: IO[bytes], max_bytes: int) -> Iterator[Line]:
                 yield Line(number, end, None, error, label)
 
 
-def _conversation(data: bytes, label: dict[str, Any]) -> Conversation:
+def _conversation(data: bytes, label: dict[str, Any]) -> Conversation | Dialogue:
     """A line's conversation; its id goes into `label`. Raises InputError."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse)
@@ -105,6 +105,10 @@ def _conversation(data: bytes, label: dict[str, Any]) -> Conversation:
         raise InputError("neither a string nor an object", hint='write {"prompt": "..."}')
     if "id" in value:
         label["id"] = value["id"]
+    if "messages" in value:
+        if "prompt" in value or "response" in value or not isinstance(value["messages"], list):
+            raise InputError('"messages" is a list, and stands for "prompt" and "response"')
+        return Dialogue.of(value["messages"])
     if "prompt" not in value:
         raise InputError('the object has no "prompt"', hint='write {"prompt": "...", "response": "..."}')
     return Conversation(value["prompt"], value.get("response"))

@@ -1,0 +1,153 @@
+"""A token tree that is kept from one pass to the next: what a growing conversation computes but once.
+
+A node that grows is held as a chain of nodes, all but the last of a multiple of 16 tokens. The compiled
+runtime keeps the keys of every node in blocks of 16 and sums over them block by block, so such a chain and
+one node of all its tokens are the same arithmetic, bit for bit (tested; cut at other places they are not).
+The last, shorter node and the verdict under it are computed anew each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aegis_edge.decision import Outcome
+from aegis_edge.encoding import Encoded
+from aegis_edge.passes import Passes, Reading, extend
+from aegis_edge.scoring import IdArray, LogitArray, Segment, Tree
+
+BLOCK = 16
+
+
+@dataclass(eq=False)
+class _Node:
+    """A node of the tree, with what was read at it: its slot's row of logits, and rows of leaves under it."""
+
+    ids: IdArray
+    parent: _Node | None
+    slots: tuple[int, ...] = ()
+    number: int = 0
+    stays: bool = True
+    row: LogitArray | None = None
+    log_sum_exp: LogitArray | None = None
+    leaves: LogitArray | None = None
+    children: list[_Node] = field(default_factory=list)
+
+    def begins(self, ids: IdArray, slots: tuple[int, ...]) -> bool:
+        """Whether a node of these ids and slots is this one, or a chain that begins with it."""
+        n = len(self.ids)
+        if slots != self.slots or n > len(ids) or (n < len(ids) and (slots or n % BLOCK)):
+            return False
+        return bool(np.array_equal(self.ids, ids[:n]))
+
+
+class Growth:
+    """Judges conversations in one tree and keeps what the next ones can use. Not thread-safe."""
+
+    def __init__(self, passes: Passes, tree: Tree) -> None:
+        """`tree` holds the policy alone."""
+        self._passes, self._tree = passes, tree
+        self._root = _Node(np.zeros(0, np.int32), None)
+        self._nodes: list[_Node] = []  # number 1 and on
+
+    def judge(self, conversations: Sequence[Encoded]) -> list[Outcome]:
+        """What each is found to be; only tokens that the tree does not hold yet are computed."""
+        self._cut(conversations)
+        new: list[_Node] = []
+        paths = [self._add(encoded, new) for encoded in conversations]
+        # A tree is cut from its end: what the next pass needs again comes first.
+        new.sort(key=lambda node: not node.stays)
+        for node in new:
+            self._nodes.append(node)
+            node.number = len(self._nodes)
+        if new:
+            self._compute(new)
+        return self._passes.outcomes(
+            [_reading(*found) for found in zip(conversations, paths, strict=True)], self._leaves
+        )
+
+    def _cut(self, conversations: Sequence[Encoded]) -> None:
+        """Drop the first node that none of these conversations has, and all behind it."""
+        used: set[_Node] = set()
+        for encoded in conversations:
+            ends: list[_Node | None] = [self._root]
+            for segment in encoded.segments:
+                parent = ends[segment.parent]
+                chain, rest = ([], segment.ids) if parent is None else _walk(parent, segment)
+                used.update(chain)
+                ends.append(None if len(rest) else chain[-1])
+        keep = next((i for i, node in enumerate(self._nodes) if node not in used), len(self._nodes))
+        for node in self._nodes[keep:]:
+            assert node.parent is not None
+            node.parent.children.remove(node)
+        del self._nodes[keep:]
+        self._tree.truncate(keep + 1)
+
+    def _add(self, encoded: Encoded, new: list[_Node]) -> list[_Node]:
+        """The last node of every segment, in order; those that the tree lacks are appended to `new`."""
+        growing = max(i for i, segment in enumerate(encoded.segments) if not segment.slots or i == 0)
+        ends = [self._root]
+        for index, segment in enumerate(encoded.segments):
+            chain, rest = _walk(ends[segment.parent], segment)
+            end = chain[-1] if chain else ends[segment.parent]
+            whole = 0 if segment.slots else len(rest) // BLOCK * BLOCK
+            for ids, is_block in ((rest[:whole], True), (rest[whole:], False)):
+                if len(ids) == 0:
+                    continue
+                stays = index < growing or (index == growing and is_block)
+                for ancestor in _ancestors(end) if stays else ():
+                    ancestor.stays = True
+                end.children.append(node := _Node(ids, end, segment.slots, stays=stays))
+                new.append(node)
+                end = node
+            ends.append(end)
+        return ends[1:]
+
+    def _compute(self, new: Sequence[_Node]) -> None:
+        segments = [
+            Segment(node.ids, node.parent.number, node.slots) for node in new if node.parent is not None
+        ]
+        logits, total = extend(self._tree, segments), self._tree.log_sum_exp
+        for row, node in enumerate(node for node in new if node.slots):
+            node.row = logits[row]
+            node.log_sum_exp = None if total is None else total[row : row + 1]
+
+    def _leaves(self, numbers: list[int]) -> Iterator[LogitArray]:
+        nodes = [self._nodes[number - 1] for number in numbers]
+        missing = list(dict.fromkeys(node for node in nodes if node.leaves is None))
+        rows = self._passes.leaves(self._tree, len(self._nodes) + 1, [node.number for node in missing])
+        for node, leaves in zip(missing, rows, strict=True):
+            node.leaves = leaves
+        return iter([node.leaves for node in nodes if node.leaves is not None])
+
+
+def _walk(parent: _Node, segment: Segment) -> tuple[list[_Node], IdArray]:
+    """The chain under `parent` that holds the beginning of a segment, and the ids that are left."""
+    chain, ids = [], segment.ids
+    while len(ids):
+        child = next((child for child in parent.children if child.begins(ids, segment.slots)), None)
+        if child is None:
+            break
+        chain.append(child)
+        parent, ids = child, ids[len(child.ids) :]
+    return chain, ids
+
+
+def _ancestors(node: _Node | None) -> Iterator[_Node]:
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+def _reading(encoded: Encoded, ends: Sequence[_Node]) -> Reading:
+    read = [ends[number - 1] for number in encoded.judged]
+    totals = [node.log_sum_exp for node in read if node.log_sum_exp is not None]
+    return Reading(
+        encoded.reads,
+        np.stack([node.row for node in read if node.row is not None]),
+        np.concatenate(totals) if totals else None,
+        tuple(node.number for node in read),
+        ends[encoded.last - 1].number,
+    )

@@ -1,0 +1,158 @@
+"""Passes over token trees: conversations' nodes in, what was found out.
+
+Two passes judge a run of conversations. The first adds their nodes under the policy and reads their turns;
+the second, for the unsafe ones alone, adds a leaf a category. The tree is then cut back to the policy and
+used again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from aegis_edge.decision import CategoryScore, Decider, Outcome, Rating, merged
+from aegis_edge.encoding import ConversationEncoder, Encoded
+from aegis_edge.errors import ScorerError
+from aegis_edge.scoring import IdArray, LogitArray, Scorer, Segment, Tree
+
+# Tokens added in one pass, unless a single conversation has more. A pass this long is compute-bound: a longer
+# one is no faster and takes more memory (in the 135M model a token's keys and values alone are 23 kB).
+# Results do not depend on it.
+CHUNK_TOKENS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A conversation's slots as they were read.
+
+    questions    of each slot
+    logits       float32 [slots, rows]
+    log_sum_exp  float32 [slots], or None; see `Tree`
+    nodes        number of each slot's node in the tree
+    last         number of the node from which category leaves hang
+    """
+
+    questions: tuple[str, ...]
+    logits: LogitArray
+    log_sum_exp: LogitArray | None
+    nodes: tuple[int, ...]
+    last: int
+
+
+class Passes:
+    """Judges encoded conversations. Safe to use from several threads: each call has a tree of its own."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        root: IdArray | None,
+        encoder: ConversationEncoder,
+        decider: Decider,
+        leaf_tokens: int,
+    ) -> None:
+        """`root`: as in `Guard`. `leaf_tokens`: ids of all leaves under one node."""
+        self._scorer, self._root, self._encoder, self._decider = scorer, root, encoder, decider
+        self._leaf_tokens = leaf_tokens
+        # A deque's pop and append are atomic: no lock that a fork could leave held.
+        self._idle: deque[Tree] = deque(maxlen=os.cpu_count() or 1)
+
+    def judge(self, conversations: Sequence[Encoded]) -> list[Outcome]:
+        """What each is found to be, in order; the same bits whatever their neighbours."""
+        return [outcome for chunk in _chunks(conversations) for outcome in self._judge(chunk)]
+
+    def _judge(self, chunk: Sequence[Encoded]) -> list[Outcome]:
+        with self.tree() as tree:
+            segments: list[Segment] = []
+            firsts = []  # each conversation's nodes are numbered from here on, as they are from 0 alone
+            for encoded in chunk:
+                firsts.append(len(segments))
+                segments += encoded.at(len(segments) + 1)
+            logits, total = extend(tree, segments), tree.log_sum_exp
+            readings, row = [], 0
+            for first, encoded in zip(firsts, chunk, strict=True):
+                rows = slice(row, row + len(encoded.reads))
+                nodes = tuple(first + node for node in encoded.judged)
+                sums = None if total is None else total[rows]
+                readings.append(Reading(encoded.reads, logits[rows], sums, nodes, first + encoded.last))
+                row = rows.stop
+            return self.outcomes(readings, lambda nodes: self.leaves(tree, len(segments) + 1, nodes))
+
+    def outcomes(
+        self, readings: Sequence[Reading], leaves: Callable[[list[int]], Iterator[LogitArray]]
+    ) -> list[Outcome]:
+        """Readings to outcomes. `leaves` gives the label logits [categories, rows] of the policy's leaves
+        under each of some nodes, in order."""
+        ratings = [self._decider.ratings(r.questions, r.logits) for r in readings]
+        masses = [
+            None if r.log_sum_exp is None else self._decider.mass(r.questions, r.logits, r.log_sum_exp)
+            for r in readings
+        ]
+        if self._decider.by_categories:
+            rows = leaves([node for reading in readings for node in reading.nodes])
+            claimed = [self._judged_by_categories(found, rows) for found in ratings]
+        else:
+            unsafe = [i for i, found in enumerate(ratings) if not all(r.safe for r in found.values())]
+            rows = leaves([readings[i].last for i in unsafe])
+            claims = {i: self._decider.categories(row) for i, row in zip(unsafe, rows, strict=True)}
+            claimed = [claims.get(i, ()) for i in range(len(readings))]
+        return [Outcome(*found) for found in zip(ratings, claimed, masses, strict=True)]
+
+    def _judged_by_categories(
+        self, found: dict[str, Rating], rows: Iterator[LogitArray]
+    ) -> tuple[CategoryScore, ...]:
+        """A conversation's categories, its ratings changed to what they claim. rows: the leaves' logits under
+        every rating's node."""
+        claims: list[CategoryScore] = []
+        for question in found:
+            found[question], claimed = self._decider.by_policy(found[question], next(rows))
+            claims += claimed
+        return merged(claims)
+
+    def leaves(self, tree: Tree, nodes: int, parents: Sequence[int]) -> Iterator[LogitArray]:
+        """Label logits [categories, rows] of the policy's leaves under each of `parents`, in a tree that is
+        cut back to `nodes` nodes each time."""
+        at_once = max(1, CHUNK_TOKENS // max(1, self._leaf_tokens))
+        for start in range(0, len(parents), at_once):
+            batch = parents[start : start + at_once]
+            logits = extend(tree, [leaf for parent in batch for leaf in self._encoder.leaves(parent)])
+            tree.truncate(nodes)
+            yield from np.split(logits, len(batch))
+
+    @contextmanager
+    def tree(self) -> Iterator[Tree]:
+        """A tree that holds the policy alone. One whose use raised is dropped: its state is unknown."""
+        try:
+            tree = self._idle.pop()
+        except IndexError:
+            tree = self._scorer.tree(self._root)
+        yield tree
+        tree.truncate(1)
+        self._idle.append(tree)
+
+
+def _chunks(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    """Runs of conversations of at most CHUNK_TOKENS together; a longer conversation is a run of its own."""
+    chunk: list[Encoded] = []
+    size = 0
+    for one in encoded:
+        if chunk and size + one.size > CHUNK_TOKENS:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(one)
+        size += one.size
+    if chunk:
+        yield chunk
+
+
+def extend(tree: Tree, segments: Sequence[Segment]) -> LogitArray:
+    """`tree.extend`, held to a row a slot: with one missing, verdicts would move to other conversations."""
+    logits = tree.extend(segments)
+    slots = sum(len(segment.slots) for segment in segments)
+    if len(logits) != slots:
+        raise ScorerError(f"the scorer returned {len(logits)} rows of logits for {slots} slots")
+    return logits
