@@ -37,7 +37,7 @@ class InputError(AegisError):
 class UnsafeError(AegisError):
     """A guarded stream was stopped: no failure, but a finding. `verdict` is the Verdict that did it."""
 
-    def __init__(self, message: str, *, verdict: object, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, verdict: object = None) -> None:
         super().__init__(message, hint=hint)
         self.verdict = verdict
 

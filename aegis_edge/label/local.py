@@ -36,7 +36,7 @@ class GuardJudge:
 
         try:
             folder = find_guard() if settings.path is None else settings.path
-            guard = Guard.load(folder, settings.threads)
+            guard = Guard.load(folder, settings.threads, refuse_long=True)
         except AegisError as error:
             raise JuryError(f"judge {settings.name!r}: {error}", hint=error.hint) from error
         # The manifest holds the hash of every other file.
