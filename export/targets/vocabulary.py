@@ -50,7 +50,8 @@ def with_labels(build: Build) -> Vocabulary:
     tokenizer = Tokenizer.from_str(build.parent.tokenizer)
     names = [f"<|{row}|>" for row in head.rows]
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    tokens = tuple(tokenizer.token_to_id(name) for name in names)
+    entries = tokenizer.get_vocab(with_added_tokens=True)
+    tokens = tuple(entries[name] for name in names)
     # Rows beyond the tokenizer's tokens, which some bases have as padding, are used first.
     more = max(0, max(tokens) + 1 - len(embed))
     embed = torch.cat((embed, embed.new_zeros(more, embed.shape[1])))
