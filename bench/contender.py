@@ -61,6 +61,7 @@ class Contender:
     packages  distributions it needs, whose versions are reported
     modules   importable names of those that may be missing
     prepare   conversions of the weights, done before and not timed
+    install   how to get the modules
     """
 
     name: str
@@ -69,6 +70,7 @@ class Contender:
     packages: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     prepare: Callable[[Source], None] = _nothing
+    install: str = "pip install 'aegis-edge[bench]'"
 
     def missing(self) -> str | None:
         """The first module that is not installed, or None."""

@@ -104,9 +104,7 @@ def _installed(contenders: Sequence[Contender], progress: Progress) -> list[Cont
     for contender in contenders:
         absent = contender.missing()
         if absent:
-            progress.say(
-                f"{contender.name} is left out: {absent} is not installed (pip install 'aegis-edge[bench]')"
-            )
+            progress.say(f"{contender.name} is left out: {absent} is not installed ({contender.install})")
         else:
             found.append(contender)
     if not found:

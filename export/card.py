@@ -15,18 +15,11 @@ _SCHEMES = {
 def model_card(build: Build, size: int) -> str:
     """README.md of an artefact of about `size` bytes, as Markdown with a Hugging Face header."""
     base, adapter = build.provenance["base"], build.provenance["adapter"]
-    fidelity, dims = build.fidelity, build.trunk.dims
-    categories = "\n".join(f"- {category.text}" for category in build.policy.categories)
+    dims = build.trunk.dims
     worst = sorted(build.errors.items(), key=lambda item: -item[1])[:5]
     layers = "\n".join(f"| {name} | {error:.2%} |" for name, error in worst)
     trained = f"the LoRA adapter `{adapter['name']}` merged in" if adapter else "no adapter"
-    licence = f"license: {base['licence'].lower()}\n" if "licence" in base else ""
-    return f"""---
-library_name: aegis-edge
-pipeline_tag: text-classification
-{licence}base_model: {base["model"]}
----
-
+    return f"""{front_matter(build)}
 # Guard on {base["model"]}
 
 A guard for prompts and responses of language models, made by `aegis-edge export`: {base["model"]} with
@@ -40,23 +33,10 @@ from aegis_edge import Guard
 Guard.load("this-folder").check("How do I pick a lock?")
 ```
 
-## Policy
-
-{len(build.plan.root)} tokens, {len(build.policy.categories)} categories:
-
-{categories}
-
+{policy_section(build)}
 ## Fidelity
 
-Against the parent in fp32, on {fidelity.slots} verdicts over {build.provenance["calibration"]["name"]}:
-
-| | |
-|---|---|
-| verdicts that differ | {fidelity.flips:.2%} |
-| of those, where the parent's probability is outside 0.3 to 0.7 | {fidelity.far_flips} |
-| mean margin error | {fidelity.margin_error:.4f} |
-| the same over the margins' standard deviation | {fidelity.relative_error:.1%} |
-
+{fidelity_table(build)}
 The projections that moved most, error relative to the parent's output:
 
 | projection | error |
@@ -71,4 +51,42 @@ MLP {dims.intermediate}, vocabulary {dims.vocab}, context {dims.context}.
 Made with: `{build.provenance["command"]}`
 
 A guard is one layer of defence. It errs in both directions, and more often on text unlike its training text.
+"""
+
+
+def front_matter(build: Build) -> str:
+    """The header that the Hugging Face hub reads."""
+    base = build.provenance["base"]
+    licence = f"license: {base['licence'].lower()}\n" if "licence" in base else ""
+    return f"""---
+library_name: aegis-edge
+pipeline_tag: text-classification
+{licence}base_model: {base["model"]}
+---
+"""
+
+
+def policy_section(build: Build) -> str:
+    """The policy's categories under a heading."""
+    categories = "\n".join(f"- {category.text}" for category in build.policy.categories)
+    return f"""## Policy
+
+{len(build.plan.root)} tokens, {len(build.policy.categories)} categories:
+
+{categories}
+"""
+
+
+def fidelity_table(build: Build) -> str:
+    """How far the guard moved from its parent."""
+    fidelity = build.fidelity
+    return f"""Against the parent in fp32, on {fidelity.slots} verdicts over
+    {build.provenance["calibration"]["name"]}:
+
+| | |
+|---|---|
+| verdicts that differ | {fidelity.flips:.2%} |
+| of those, where the parent's probability is outside 0.3 to 0.7 | {fidelity.far_flips} |
+| mean margin error | {fidelity.margin_error:.4f} |
+| the same over the margins' standard deviation | {fidelity.relative_error:.1%} |
 """

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from aegis_edge.export.base import DEFAULT_BASE, file_sha256
 from aegis_edge.export.calibration import PACKAGED, flat_text, load_calibration
 from aegis_edge.export.merge import Parent, load_parent
 from aegis_edge.export.rotate import fold_norms, rotate
-from aegis_edge.export.simulate import SCHEMES, Fidelity, fidelity, margins, quantise_trunk
-from aegis_edge.export.targets import Build, get_target
+from aegis_edge.export.simulate import ROTATED, SCHEMES, Fidelity, fidelity, margins, quantise_trunk
+from aegis_edge.export.targets import Build, get_target, scheme_for
 from aegis_edge.export.trunk import PROJECTIONS, keep_vocabulary, trunk_of
 from aegis_edge.export.write import atomic_folder, refuse_existing
 from aegis_edge.families import DEFAULT_FAMILY, get_family
@@ -70,7 +70,7 @@ def export_guard(
     policy: Policy | None = None,
     *,
     out: str | Path,
-    quantize: str = "w8a8",
+    quantize: str | None = None,
     target: str = "aegis",
     calibration: str | Path | None = None,
     force: bool = False,
@@ -81,16 +81,18 @@ def export_guard(
     base         "smollm2-135m-instruct", a Hugging Face folder, a .gguf file or a hub id
     adapter      a PEFT folder; None: the packaged one for the default base, else none; "none": no adapter
     policy       None: the 23 Aegis 2.0 categories
-    quantize     "w8a8", "w4a8" or "bf16"
+    quantize     "w8a8", "w4a8", "bf16" or another scheme that the target takes; None: the target's first
+    target       "aegis", this project's runtime, or the engine to write for: see targets/
     calibration  a text file (see calibration.py); None: the text that ships with the project
     force        replace an artefact at `out`, which stays in place until the new one is whole
 
     Raises ExportError (and PolicyError, ArtifactError where those parts fail).
     """
-    if quantize not in SCHEMES:
+    if quantize is not None and quantize not in SCHEMES:
         raise ExportError(f"unknown quantisation {quantize!r}", hint=f"one of {', '.join(SCHEMES)}")
     out = Path(out).expanduser()
-    writer = get_target(target)
+    engine = get_target(target)
+    scheme = scheme_for(target, engine, quantize)
     compiler = get_family(family)
     rules = policy or Policy.default()
     refuse_existing(out.absolute(), force)  # before minutes of work, not after
@@ -105,31 +107,37 @@ def export_guard(
             plan = compiler.compile(encoder, rules)
         with _step(progress, "Rotating"):
             trunk = trunk_of(parent.model, parent.head.weight, parent.head.bias)
-            if parent.head.kind == "tokens":
+            if parent.head.kind == "tokens" or not engine.is_ours:
                 keep_vocabulary(trunk, parent.model)
-            if quantize != "bf16":
+            if scheme in ROTATED:
                 fold_norms(trunk)
-                rotate(trunk, SEED)
+                rotate(trunk, SEED, online=engine.is_ours)
             text = flat_text(conversations, encoder, plan, trunk.dims.context)
+            text = replace(text, has_fine=engine.is_ours)
         steps = trunk.dims.layers * len(PROJECTIONS)
-        with _step(progress, f"Quantising to {quantize}", steps) as task:
+        with _step(progress, f"Quantising to {scheme}", steps) as task:
             guard, errors, before, after = quantise_trunk(
-                trunk, text, quantize, lambda _: progress.advance(task)
+                trunk,
+                text,
+                scheme,
+                lambda _: progress.advance(task),
+                trained=parent.head.kind == "trained",
+                kept=engine.kept,
             )
         moved = fidelity(margins(before, text.pairs), margins(after, text.pairs))
         arguments = {
             "base": base,
             "adapter": adapter,
             "family": family,
-            "quantize": quantize,
+            "quantize": scheme,
             "target": target,
         }
         provenance = _provenance(parent, arguments, text_file, len(conversations))
-        build = Build(parent, guard, family, plan, rules, quantize, moved, errors, provenance)
+        build = Build(parent, guard, family, plan, rules, scheme, moved, errors, provenance)
         with _step(progress, "Writing"), atomic_folder(out, force) as folder:
-            writer(build, folder)
+            engine.write(build, folder)
     bytes_after = sum(file.stat().st_size for file in out.iterdir())
-    return Exported(out, quantize, moved, errors, bytes_before, bytes_after, time.monotonic() - started)
+    return Exported(out, scheme, moved, errors, bytes_before, bytes_after, time.monotonic() - started)
 
 
 def _provenance(

@@ -32,8 +32,9 @@ def fold_norms(trunk: Trunk) -> None:
         trunk.final_norm = None
 
 
-def rotate(trunk: Trunk, seed: int) -> None:
-    """Rotate a trunk whose norms are folded; label logits stay the same up to fp32 rounding."""
+def rotate(trunk: Trunk, seed: int, online: bool = True) -> None:
+    """Rotate a trunk whose norms are folded; label logits stay the same up to fp32 rounding. online: with the
+    Hadamard transform before `down`, for engines that run it."""
     generator = torch.Generator().manual_seed(seed)
     dims = trunk.dims
     basis = random_orthogonal(dims.hidden, generator)
@@ -43,7 +44,7 @@ def rotate(trunk: Trunk, seed: int) -> None:
         trunk.unembed = basis.T @ trunk.unembed @ basis
     if trunk.lm_head is not None:
         trunk.lm_head = trunk.lm_head @ basis
-    trunk.hadamard_block = hadamard_block(dims.intermediate)
+    trunk.hadamard_block = hadamard_block(dims.intermediate) if online else 0
     values = dims.kv_heads * dims.head_dim
     group = dims.heads // dims.kv_heads
     for layer in trunk.layers:

@@ -6,13 +6,14 @@ the parent has there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from aegis_edge.export import gptq
+from aegis_edge.export.foreign import F16, Q8, block_int8, to_fp8
 from aegis_edge.export.quantise import (
     GROUP,
     NIBBLE_MAX,
@@ -25,7 +26,8 @@ from aegis_edge.export.quantise import (
 )
 from aegis_edge.export.trunk import PROJECTIONS, Dense, Projection, Stream, Text, Trunk
 
-SCHEMES = ("w8a8", "w4a8", "bf16")
+SCHEMES = ("w8a8", "w4a8", "bf16", "f16", "q8_0", "fp8")
+ROTATED = ("w8a8", "w4a8")  # int8 activations a token want norms folded and the stream rotated
 _DAMPING = 0.01
 CENTRE_LEAST = 64  # slots of a question: their mean is then known to an eighth of one slot's deviation
 # How much a token's error counts when a matrix is rounded. Every conversation attends to the policy, and to
@@ -74,13 +76,20 @@ def fidelity(parent: Tensor, guard: Tensor) -> Fidelity:
 
 
 def quantise_trunk(
-    trunk: Trunk, text: Text, scheme: str, report: Report = lambda name: None
+    trunk: Trunk,
+    text: Text,
+    scheme: str,
+    report: Report = lambda name: None,
+    *,
+    trained: bool = True,
+    kept: Sequence[str] = (),
 ) -> tuple[Trunk, dict[str, float], Tensor, Tensor]:
     """Quantise every projection of `trunk` (folded and rotated already, unless bf16), calibrated on `text`.
 
     Returns the quantised trunk, each projection's relative error (|y - y_parent| / |y_parent| over the text,
     by "layers.i.name"), and the label logits of parent and quantised model at the text's slots. `report` is
-    called after every projection.
+    called after every projection. `trained`: the head's rows are its own, with a bias that can be moved, and
+    not the LM head's; `kept`: projections that stay in bf16.
     """
     guard = replace(trunk, embed=trunk.embed.bfloat16().float(), layers=[])
     parent_run, guard_run = Stream(trunk, text), Stream(guard, text, rounded=True)
@@ -92,7 +101,7 @@ def quantise_trunk(
         for name in PROJECTIONS:
             dense = getattr(layer, name)
             wanted, seen = parent_run.inputs(layer, name), guard_run.inputs(quantised, name)
-            projection = quantise(dense, seen, text.fine, weights, scheme)
+            projection = quantise(dense, seen, text.fine, weights, "bf16" if name in kept else scheme)
             setattr(quantised, name, projection)
             target, given = dense(wanted), projection(seen, text.fine)
             errors[f"layers.{i}.{name}"] = ((given - target).norm() / target.norm()).item()
@@ -100,7 +109,7 @@ def quantise_trunk(
             guard_run.apply(name, given)
             report(name)
     before, after = parent_run.logits(), guard_run.logits()
-    if trunk.unembed is None and trunk.lm_head is None:  # trained rows, not the LM head's
+    if trained:
         shift = centre(before, after, text.pairs)
         guard.head_bias, after = guard.head_bias + shift, after + shift
     return guard, errors, before, after
@@ -133,6 +142,12 @@ def quantise(dense: Dense, seen: Tensor, fine: Tensor, weights: Tensor, scheme: 
     """One projection in `scheme`; seen: its inputs in the model quantised so far, [T, K]."""
     if scheme == "bf16":
         return Bf16(dense.weight.bfloat16(), dense.bias)
+    if scheme == "f16":
+        return F16(dense.weight.half(), dense.bias)
+    if scheme == "q8_0":
+        return Q8(*block_int8(dense.weight), dense.bias)
+    if scheme == "fp8":
+        return to_fp8(dense.weight, dense.bias, seen)
     seen, weight = as_seen(seen, fine), dense.weight
     moments = gptq.second_moments(seen, seen * weights, _DAMPING)
     if scheme == "w8a8":

@@ -85,20 +85,22 @@ class Trunk:
 class Text:
     """Flat calibration tokens. ids [T]; the first `root` tokens are the policy; `starts` are the
     conversations' first tokens (ends = the next start, T at last); `slots` index ids, with `rows` naming for
-    each the pair of label rows (safe, unsafe)."""
+    each the pair of label rows (safe, unsafe); `has_fine`: whether the engine has second digits."""
 
     ids: Tensor
     root: int
     starts: tuple[int, ...]
     slots: Tensor
     pairs: Tensor
+    has_fine: bool = True
 
     @property
     def fine(self) -> Tensor:
         """bool [T]: tokens whose int8 inputs have two digits in the runtime: the policy's and the slots."""
         fine = torch.zeros(len(self.ids), dtype=torch.bool)
-        fine[: self.root] = True
-        fine[self.slots] = True
+        if self.has_fine:
+            fine[: self.root] = True
+            fine[self.slots] = True
         return fine
 
     def spans(self) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,7 @@ from aegis_edge.errors import ExportError
 from aegis_edge.export.base import file_sha256
 
 MANIFEST = "aegis.json"
+MARKS = (MANIFEST, "aegis_head.json")  # a folder with one of them was written by an export
 
 
 def refuse_existing(target: Path, force: bool) -> None:
@@ -32,7 +33,7 @@ def refuse_existing(target: Path, force: bool) -> None:
     if not force:
         raise ExportError(f"{target} exists already", hint="choose another --out, or replace it with --force")
     is_empty_folder = target.is_dir() and not any(target.iterdir())
-    if target.is_symlink() or not (is_empty_folder or (target / MANIFEST).is_file()):
+    if target.is_symlink() or not (is_empty_folder or any((target / mark).is_file() for mark in MARKS)):
         raise ExportError(
             f"{target} is not an artefact folder; --force replaces only those", hint="choose another --out"
         )

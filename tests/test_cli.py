@@ -113,9 +113,8 @@ def test_export_mirrors_its_function(
     values = {name: f"<{name}>" for name in options} | {"quantize": "w4a8"}
     assert run(["export", "--force", *(f"--{name}={value}" for name, value in values.items())]) == 0
     defaults, given = calls
-    assert (
-        defaults["out"] == default_guard_path() and not defaults["force"] and defaults["quantize"] == "w8a8"
-    )
+    assert defaults["out"] == default_guard_path() and not defaults["force"]
+    assert defaults["quantize"] is None and defaults["target"] == "aegis"
     assert {name: str(given[name]) for name in options} == values and given["force"]
 
 

@@ -136,9 +136,15 @@ def export(
         typer.Option("--out", metavar="DIR", help="The guard's folder (else the default guard's)."),
     ] = None,
     quantize: Annotated[
-        Literal["w8a8", "w4a8", "bf16"], typer.Option("--quantize", help="Weights and activations.")
-    ] = "w8a8",
-    target: Annotated[str, typer.Option("--target", help="The format to write.")] = "aegis",
+        Literal["w8a8", "w4a8", "bf16", "f16", "q8_0", "fp8"] | None,
+        typer.Option("--quantize", help="Weights and activations (else the target's first: w8a8 for aegis)."),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", help="Engine to write for: aegis, hf, compressed-tensors, gguf, tensorrt-llm."
+        ),
+    ] = "aegis",
     calibration: Annotated[
         Path | None,
         typer.Option(

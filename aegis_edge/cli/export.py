@@ -15,7 +15,7 @@ def export(
     family: str,
     policy: Path | None,
     out: Path | None,
-    quantize: str,
+    quantize: str | None,
     target: str,
     calibration: Path | None,
     force: bool,

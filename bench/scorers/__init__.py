@@ -9,7 +9,7 @@ from aegis_edge.bench.contender import Contender
 from aegis_edge.errors import InputError, ScorerError
 
 # In the order of the report.
-NAMES = ("cpu", "reference", "cuda", "openvino")
+NAMES = ("cpu", "reference", "cuda", "openvino", "llama_cpp")
 
 
 def find(names: Sequence[str]) -> list[Contender]:

@@ -13,7 +13,7 @@ import numpy as np
 from aegis_edge.artifact import POLICY, Artifact
 from aegis_edge.export.card import model_card
 from aegis_edge.export.quantise import GROUP
-from aegis_edge.export.targets import Build
+from aegis_edge.export.targets import Build, Target
 from aegis_edge.export.tensors import tensors_of
 from aegis_edge.export.write import save_manifest, save_policy, save_tensors
 from aegis_edge.manifest import FORMAT_VERSION
@@ -65,3 +65,6 @@ def _manifest(build: Build) -> dict[str, Any]:
         "calibration": build.parent.calibration,
         "provenance": build.provenance,
     }
+
+
+TARGET = Target(write, schemes=("w8a8", "w4a8", "bf16"), is_ours=True)
