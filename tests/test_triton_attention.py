@@ -176,7 +176,7 @@ def test_inverse_a_wrong_table_shows(monkeypatch, broken):
         made = right_plan(*arguments)
         levels, tiles = made.levels.copy(), made.tiles.copy()
         if broken == "levels":
-            # A token's own part, the deepest, is left out; not for all, or the buffer of parts would be too small.
+            # A token's own part is left out; not of the deepest, or the buffer of parts would be too small.
             levels[levels < levels.max()] -= 1
         elif broken == "keys":
             tiles[:, 3] -= tiles[:, 3] - tiles[:, 2] > 1  # the last key of each part
