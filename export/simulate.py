@@ -28,8 +28,8 @@ from aegis_edge.export.trunk import PROJECTIONS, Dense, Projection, Stream, Text
 
 SCHEMES = ("w8a8", "w4a8", "bf16", "f16", "q8_0", "fp8")
 ROTATED = ("w8a8", "w4a8")  # int8 activations a token want norms folded and the stream rotated
-# Of w4a8: int4 in the MLP, three quarters of the weights. Attention's in int4 too moved margins nearly twice as
-# far (27 % of their deviation against 15 %).
+# Of w4a8: int4 in the MLP, three quarters of the weights. With attention's in int4 too, margins moved nearly
+# twice as far (27 % of their deviation against 15 %).
 _W4A8 = {"qkv": "w8a8", "o": "w8a8", "gate_up": "w4a8", "down": "w4a8"}
 _DAMPING = 0.01
 CENTRE_LEAST = 64  # slots of a question: their mean is then known to an eighth of one slot's deviation
