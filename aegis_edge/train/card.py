@@ -33,7 +33,8 @@ start from logistic regression on the frozen base, then LoRA and rows move toget
 steps ({varied:.0%}) are under another policy, and labels follow it: hazards left out, shuffled, reworded or
 renamed; everyday topics named ({topics} topics; {held_out} more are never trained on).
 
-Sources: {sources}. Of these, `generated`, `contrasts`, `topics` and `joined` are the project's own: templated
+Sources: {sources}. Of these, `generated`, `contrasts` and `topics` are the project's own, and `joined`,
+`threads` and `transcripts` are put together from the others by it: templated
 harmless prompts that look alarming and a few that a policy does forbid, everyday requests by topic, and
 longer texts put together from shorter ones. `canttalk` and `canttalk_distractors`, where listed, are users'
 turns and distractors of CantTalkAboutThis dialogues (arXiv 2404.03820). `aegis2_train_xref` and
