@@ -17,6 +17,8 @@ def model_card(build: Build, size: int) -> str:
     base, adapter = build.provenance["base"], build.provenance["adapter"]
     fidelity, dims = build.fidelity, build.trunk.dims
     categories = "\n".join(f"- {category.text}" for category in build.policy.categories)
+    if build.family.spoken is not None and build.family.spoken.line is None:
+        categories = "The one that the checkpoint's chat template holds."
     worst = sorted(build.errors.items(), key=lambda item: -item[1])[:5]
     layers = "\n".join(f"| {name} | {error:.2%} |" for name, error in worst)
     trained = f"the LoRA adapter `{adapter['name']}` merged in" if adapter else "no adapter"
@@ -30,7 +32,7 @@ pipeline_tag: text-classification
 # Guard on {base["model"]}
 
 A guard for prompts and responses of language models, made by `aegis-edge export`: {base["model"]} with
-{trained}, family `{build.family}`, {_SCHEMES[build.scheme]} ({size / 1e6:.0f} MB).
+{trained}, family `{build.family.name}`, {_SCHEMES[build.scheme]} ({size / 1e6:.0f} MB).
 It answers safe or unsafe with a probability, and the violated categories. It runs in `aegis-edge`; the
 weights are laid out for that runtime (aegis.json says how).
 

@@ -11,7 +11,7 @@ from aegis_edge.errors import ExportError
 from aegis_edge.export.merge import Parent
 from aegis_edge.export.simulate import Fidelity
 from aegis_edge.export.trunk import Trunk
-from aegis_edge.families import Plan
+from aegis_edge.families import Family, Plan
 from aegis_edge.policy import Policy
 
 
@@ -22,7 +22,7 @@ class Build:
 
     parent: Parent
     trunk: Trunk
-    family: str
+    family: Family
     plan: Plan
     policy: Policy
     scheme: str
