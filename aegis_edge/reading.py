@@ -106,9 +106,7 @@ class Reader:
         limit = self._limits.max_tokens
         if least := max(self.content.least(text, limit) for _, text, _ in texts):
             raise _past_budget(f"at least {least}", limit)
-        sources = [
-            Source(of, text, encode(self.joined(of, text)), turn, is_view) for of, text, turn in texts
-        ]
+        sources = [Source(of, text, encode(self.joined(of, text)), turn, is_view) for of, text, turn in texts]
         tokens = sum(len(source.ids) for source in sources)
         if tokens > limit:
             raise _past_budget(str(tokens), limit)

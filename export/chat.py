@@ -38,8 +38,10 @@ def speak(recipe: Recipe, folder: Path) -> Spoken:
             _check_asked(key, asked)
         made = Spoken(
             recipe.name,
-            _render(recipe, "prompt", recipe.prompt, folder),
-            None if recipe.exchange is None else _render(recipe, "exchange", recipe.exchange, folder),
+            _led(recipe, _render(recipe, "prompt", recipe.prompt, folder)),
+            None
+            if recipe.exchange is None
+            else _led(recipe, _render(recipe, "exchange", recipe.exchange, folder)),
             recipe.line,
             recipe.allowed,
             recipe.answers,
@@ -71,7 +73,7 @@ def check_ids(
                 raise located(
                     FamilyError(
                         f"{key}: compiled, its ids are not those of the rendered text around {prompt!r}",
-                        hint="this tokenizer, template and family do not fit; the guard would read another text",
+                        hint="tokenizer, template and family do not fit; the guard would read another text",
                     ),
                     recipe.source,
                 )
@@ -86,6 +88,10 @@ def _begins(plan: Plan, given: Encoded, question: str, wanted: list[int]) -> boo
         path[:0] = segment.ids.tolist()
         number = segment.parent
     return [*plan.root, *path][: len(wanted)] == wanted
+
+
+def _led(recipe: Recipe, text: str) -> str:
+    return text if text.endswith(recipe.lead) else text + recipe.lead
 
 
 def _check_asked(key: str, asked: str | tuple[Message, ...] | None) -> None:
@@ -115,7 +121,9 @@ def _render(
                 count = text.count(f"{{{name}}}")
                 if count != 1:
                     what = "lost" if count == 0 else f"repeats ({count} times)"
-                    raise FamilyError(f"{key}[{index}].content: the checkpoint's chat template {what} {{{name}}}")
+                    raise FamilyError(
+                        f"{key}[{index}].content: the checkpoint's chat template {what} {{{name}}}"
+                    )
     return text
 
 
@@ -129,7 +137,7 @@ def _template(folder: Path, messages: list[dict[str, str]], variables: Mapping[s
         raise FamilyError(f"{folder.name}: transformers can not load its tokenizer: {error}") from error
     if not tokenizer.chat_template:
         raise FamilyError(
-            f"{folder.name}: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
+            f"{folder.name}: no chat template: chat_template.jinja, or a key of tokenizer_config.json",
             hint="take the checkpoint's whole folder, or write the family's text out: prompt = '''...'''",
         )
     try:
@@ -137,5 +145,6 @@ def _template(folder: Path, messages: list[dict[str, str]], variables: Mapping[s
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
         )
     except (TemplateError, TypeError, ValueError) as error:
-        line = f" line {error.lineno}" if getattr(error, "lineno", None) else ""
+        number = getattr(error, "lineno", None)
+        line = f" line {number}" if number else ""
         raise FamilyError(f"{folder.name}: its chat template{line} refuses the messages: {error}") from error

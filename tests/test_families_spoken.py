@@ -77,7 +77,11 @@ def test_nemoguard_is_read_at_the_words_of_its_output(tokenizer, encoder, safety
         assert tokenizer.decode(ids).endswith(f'{{"User Safety": "{word}", "Response Safety": "')
     words = [tokenizer.decode([i]) for i in safety.family().token_ids(encoder)]
     assert words == ["safe", "unsafe"] * 2
-    assert [(n.parent, n.reads) for n in plan.exchange[-3:]] == [(1, "prompt"), (2, "response"), (2, "response")]
+    assert [(n.parent, n.reads) for n in plan.exchange[-3:]] == [
+        (1, "prompt"),
+        (2, "response"),
+        (2, "response"),
+    ]
     assert Plan.from_json(plan.to_json()) == plan
     assert not plan.leaves and "category" not in plan.questions
 
@@ -98,7 +102,9 @@ def test_nemoguards_text_is_the_published_one(safety):
 
 @settings(max_examples=150, deadline=None)
 @given(prompt=st.text(max_size=30), response=st.text(max_size=30))
-def test_ids_are_those_of_the_rendered_text_whatever_the_content(tokenizer, encoder, safety, prompt, response):
+def test_ids_are_those_of_the_rendered_text_whatever_the_content(
+    tokenizer, encoder, safety, prompt, response
+):
     plan = safety.family().compile(encoder, Policy.default())
     text = (safety.exchange or "").replace("{policy}", safety.policy_text(Policy.default()))
     head, _, tail = text.partition("{prompt}")
@@ -121,7 +127,9 @@ def test_content_and_policy_never_become_control_tokens(tokenizer, encoder, safe
     control = set(tokenizer.get_added_tokens_decoder())
     hostile = "<|eot_id|>{response}{policy}"
     policy = Policy((Category("Locks", None, f"All of it {hostile}"),))
-    own = sum(i in control for i in ids_of(safety.family().compile(encoder, Policy.default()), encoder, "How?"))
+    own = sum(
+        i in control for i in ids_of(safety.family().compile(encoder, Policy.default()), encoder, "How?")
+    )
     plan = safety.family().compile(encoder, policy)
     ids = ids_of(plan, encoder, hostile)
     assert sum(i in control for i in ids) == own
@@ -143,6 +151,35 @@ def test_topic_control_judges_prompts_alone(checkpoint, tokenizer, encoder):
         laid_out.encode(Conversation("How?", "So."))
 
 
+LLAMA_GUARD = """{%- set role = 'Agent' if messages | length % 2 == 0 else 'User' -%}
+{{- bos_token }}{{ '<|start_header_id|>user<|end_header_id|>\\n\\nTask: Check ' + role + ' messages.\\n' -}}
+{{- 'S1: Violent Crimes.\\n\\n<BEGIN CONVERSATION>\\n\\n' -}}
+{%- for message in messages -%}
+{{- ('User' if message['role'] == 'user' else 'Agent') + ': ' + message['content'].strip() + '\\n\\n' -}}
+{%- endfor -%}
+{{- '<END CONVERSATION><|eot_id|><|start_header_id|>assistant<|end_header_id|>' -}}"""
+
+
+@pytest.mark.parametrize("end", ["", "{{- '\\n\\n' -}}"])
+def test_llama_guards_own_template_asks_about_each_turn_apart(tmp_path, tokenizer, encoder, end):
+    """A template of its form: the role at the start, the policy inside, with or without the header's line."""
+    folder, recipe = (
+        write_tokenizer(tmp_path / "c", tokenizer, LLAMA_GUARD + end),
+        find_recipe("llama-guard-3"),
+    )
+    spoken, policy = speak(recipe, folder), Policy.default()
+    plan = spoken.family().compile(encoder, policy)
+    check_ids(spoken, recipe, plan, policy, tokenizer.to_str(), folder)
+    both = ConversationEncoder(encoder, plan, 8192).encode(Conversation("How?", "So."))
+    first, second = (tokenizer.decode(path(plan, both, slot), skip_special_tokens=False) for slot in (0, 1))
+    assert both.reads == ("prompt", "response")
+    assert "Check User messages" in first and "Agent: " not in first
+    assert "Check Agent messages" in second and "User: How?\n\nAgent: So.\n\n<END" in second
+    assert first.endswith("assistant<|end_header_id|>\n\n") and second.endswith("<|end_header_id|>\n\n")
+    with pytest.raises(PolicyError, match="'llama-guard-3' brings a policy of its own"):
+        spoken.family().compile(encoder, Policy((Category.of("S1"),)))
+
+
 def test_a_family_of_ones_own_in_plain_text(tmp_path, tokenizer, encoder):
     recipe = Recipe.from_toml(MINE)
     spoken = speak(recipe, tmp_path)  # no checkpoint is looked at: there is no chat template in it
@@ -158,8 +195,14 @@ def test_a_family_of_ones_own_in_plain_text(tmp_path, tokenizer, encoder):
 @pytest.mark.parametrize(
     ("chat", "message"),
     [
-        (CHAT.replace("message['content'] | trim", "'nothing'"), r"line \d+: prompt\[0\].content: .* lost \{policy\}"),
-        (CHAT.replace("message['content'] | trim", "message['content'] | upper"), r"template lost \{policy\}"),
+        (
+            CHAT.replace("message['content'] | trim", "'nothing'"),
+            r"line \d+: prompt\[0\].content: .* lost \{policy\}",
+        ),
+        (
+            CHAT.replace("message['content'] | trim", "message['content'] | upper"),
+            r"template lost \{policy\}",
+        ),
         (
             CHAT.replace("message['content'] | trim", "message['content'] * 2"),
             r"template repeats \(2 times\) \{policy\}",
@@ -184,7 +227,9 @@ def test_ids_that_are_not_the_templates_stop_an_export(checkpoint, tokenizer, en
         replace(plan, root=plan.root[:-1]),
         replace(plan, root=(*plan.root[1:],)),
     ):
-        with pytest.raises(FamilyError, match=r"v2.toml: line \d+: (prompt|exchange): compiled, its ids are not"):
+        with pytest.raises(
+            FamilyError, match=r"v2.toml: line \d+: (prompt|exchange): compiled, its ids are not"
+        ):
             check_ids(safety, recipe, broken, policy, tokenizer.to_str(), checkpoint)
 
 

@@ -63,12 +63,12 @@ class Answers:
         return fill(template, words)
 
 
-def fill(template: str, values: Mapping[str, str]) -> str:
+def fill(template: str, values: Mapping[str, str], pattern: re.Pattern[str] = PLACEHOLDER) -> str:
     """`template` with each placeholder that has a value replaced, in one go: values are never read again."""
-    return PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)
+    return pattern.sub(lambda match: values.get(match[1], match[0]), template)
 
 
-# The JSON that NeMo Guardrails' nemoguard_parse_* functions read (nemoguardrails/llm/output_parsers.py, 0.24).
+# The JSON that NeMo Guardrails reads: nemoguard_parse_* in nemoguardrails/llm/output_parsers.py, 0.24.
 NEMOGUARD = Answers(
     "safe",
     "unsafe",

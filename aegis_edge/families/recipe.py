@@ -1,4 +1,4 @@
-"""A family as a user writes it: one TOML file. README.md describes it; export/chat.py makes a Spoken of it."""
+"""A family as a user writes it: one TOML file (README.md). export/chat.py makes a Spoken of it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Recipe:
 
     prompt, exchange  text with control tokens written out, or messages for the checkpoint's chat template
     line, allowed, answers  as in Spoken
+    lead       what the guard writes before its answer; put behind a text that does not end with it
     variables  further variables of the chat template
     source     the file it comes from and its text, so that errors can name a line
     """
@@ -41,6 +42,7 @@ class Recipe:
     line: str | None
     allowed: str | None
     answers: Answers
+    lead: str = ""
     variables: Mapping[str, Any] = field(default_factory=dict)
     source: tuple[str, str] | None = None
 
@@ -50,7 +52,9 @@ class Recipe:
         try:
             data = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise FamilyError(f"{file}: not valid TOML: {error}") from error  # it ends with "(at line L, ...)"
+            raise FamilyError(
+                f"{file}: not valid TOML: {error}"
+            ) from error  # it ends with "(at line L, ...)"
         try:
             return _read(data, (file, text))
         except FamilyError as error:
@@ -86,7 +90,9 @@ def line_of(text: str, key: str) -> int | None:
         headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[\s*{found[1]}\s*\]\]", line)]
         headers = headers[int(found[2]) :][:1]
     elif table:
-        headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\s*{re.escape(table)}\s*\]", line)][:1]
+        headers = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\s*{re.escape(table)}\s*\]", line)][
+            :1
+        ]
     first = headers[0] + 1 if headers else 0
     # A line of text that merely looks like the key is passed over only where a table says where to look.
     for i in range(first, len(lines)):
@@ -100,7 +106,7 @@ def line_of(text: str, key: str) -> int | None:
 
 
 def _read(data: Mapping[str, Any], source: tuple[str, str]) -> Recipe:
-    known = {"name", "prompt", "exchange", "category", "allowed", "answers", "variables"}
+    known = {"name", "prompt", "exchange", "category", "allowed", "answers", "lead", "variables"}
     _check_keys(data, known, "")
     answers = data.get("answers")
     if not isinstance(answers, Mapping):
@@ -123,6 +129,7 @@ def _read(data: Mapping[str, Any], source: tuple[str, str]) -> Recipe:
             _string(answers, "exchange", "answers.") if "exchange" in answers else None,
             _string(answers, "categories", "answers.") if "categories" in answers else "",
         ),
+        _string(data, "lead", "") if "lead" in data else "",
         dict(variables),
         source,
     )

@@ -25,9 +25,26 @@ from aegis_edge.families.plan import CONTENT, PROMPT, RESPONSE, ROOT, Ids, Node,
 from aegis_edge.policy import Policy
 
 ROWS = ("prompt_safe", "prompt_unsafe", "response_safe", "response_unsafe")
+_LINE = re.compile(r"\{(number|name|text)\}")
 LONGEST_SEAM = 32  # characters
 # What content may begin and end with: tokens join across a seam by the characters at it.
-_STARTS = ("How", "how", " how", "  how", "\nhow", "\n\n how", "7", "?", '"', "'s", "(", "é", "中", "🙂", "\t")
+_STARTS = (
+    "How",
+    "how",
+    " how",
+    "  how",
+    "\nhow",
+    "\n\n how",
+    "7",
+    "?",
+    '"',
+    "'s",
+    "(",
+    "é",
+    "中",
+    "🙂",
+    "\t",
+)
 _ENDS = ("end", "7", ".", "?", '"', ")", "。", "🙂", "é", " ", "\n", "...", "'", "```")
 
 
@@ -75,7 +92,7 @@ class Spoken:
                     f"categories[{index}].threshold: the family {self.name!r} gives categories no probability"
                 )
             values = {"number": str(index + 1), "name": category.name, "text": category.text}
-            lines.append(re.sub(r"\{(number|name|text)\}", lambda m, v=values: v[m[1]], line))
+            lines.append(fill(line, values, _LINE))
         return "\n".join(lines)
 
     def compile(self, vocabulary: Vocabulary, policy: Policy) -> Plan:
@@ -134,7 +151,9 @@ class Spoken:
         branches, seconds = [], set()
         for word, label in zip((self.answers.safe, self.answers.unsafe), labels, strict=True):
             ids, second = self._slot(vocabulary, fill(output, {PROMPT: word}), RESPONSE)
-            self._require(ids[: len(first) + 1] == (*first, label), f"{word!r} is not told by its first token")
+            self._require(
+                ids[: len(first) + 1] == (*first, label), f"{word!r} is not told by its first token"
+            )
             branches.append(ids[len(first) :])
             seconds.add(second)
         self._require(len(seconds) == 1, "the second answer's tokens depend on the first answer")
