@@ -106,6 +106,11 @@ def test_the_second_answer_is_a_mixture_of_both_branches():
     assert math.isfinite(weighed(1e4, -1e4, 1e4))
 
 
+def test_label_mass_is_the_words_share_of_the_vocabulary(exported):
+    verdict = Guard.load(exported, threads=1, label_mass=True).check(PROMPT, RESPONSE)
+    assert verdict.label_mass is not None and 0 < verdict.label_mass < 1
+
+
 def test_batches_streams_and_windows_are_one_guard(exported):
     guard = Guard.load(exported, threads=1)
     both = guard.check(PROMPT, RESPONSE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from llama3 import make_tokenizer, write_tokenizer
 
 from aegis_edge.errors import AegisError, FamilyError
 from aegis_edge.export.chat import speak
@@ -100,6 +101,14 @@ def test_answers_that_do_not_fit(old, new, message, tmp_path):
     speak(Recipe.from_toml(PLAIN, "my.toml"), tmp_path)
     with pytest.raises(FamilyError, match=message):
         speak(Recipe.from_toml(PLAIN.replace(old, new, 1), "my.toml"), tmp_path)
+
+
+def test_the_readmes_example_is_one(tmp_path):
+    text = (BUILT_IN / "README.md").read_text("utf-8").split("```toml\n")[1].split("```")[0]
+    recipe = Recipe.from_toml(text)
+    assert recipe.answers.order() == ("prompt", "response")
+    spoken = speak(recipe, write_tokenizer(tmp_path, make_tokenizer()))
+    assert "Request: {prompt}\n\nAnswer: {response}<|eot_id|>" in (spoken.exchange or "")
 
 
 def test_files_and_names(tmp_path):

@@ -14,7 +14,8 @@ from aegis_edge.conversation import Conversation
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder
 from aegis_edge.errors import AegisError, ArtifactError, FamilyError, PolicyError
 from aegis_edge.export.chat import check_ids, speak
-from aegis_edge.families import Plan, Recipe, family_of, find_recipe
+from aegis_edge.families import Plan, family_of, find_recipe
+from aegis_edge.families.recipe import Recipe
 from aegis_edge.families.spoken import Spoken
 from aegis_edge.policy import Category, Policy
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aegis_edge.errors import AegisError, ArtifactError, FamilyError
 from aegis_edge.families import aegis_edge
 from aegis_edge.families.family import Family, Vocabulary
 from aegis_edge.families.plan import Node, Plan
-from aegis_edge.families.recipe import BUILT_IN, Recipe
+
+if TYPE_CHECKING:
+    from aegis_edge.families.recipe import Recipe
 
 __all__ = [
     "DEFAULT_FAMILY",
@@ -17,7 +19,6 @@ __all__ = [
     "Family",
     "Node",
     "Plan",
-    "Recipe",
     "Vocabulary",
     "family_of",
     "find_recipe",
@@ -40,6 +41,8 @@ def find_recipe(name: str) -> Recipe | None:
     there is."""
     if name in FAMILIES:
         return None
+    from aegis_edge.families.recipe import BUILT_IN, Recipe  # here: checks read no recipes
+
     if name.endswith(".toml"):
         return Recipe.from_file(name)
     built_in = {file.stem: file for file in BUILT_IN.glob("*.toml")}
