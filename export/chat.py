@@ -36,16 +36,10 @@ def speak(recipe: Recipe, folder: Path) -> Spoken:
     try:
         for key, asked in (("prompt", recipe.prompt), ("exchange", recipe.exchange)):
             _check_asked(key, asked)
-        made = Spoken(
-            recipe.name,
-            _led(recipe, _render(recipe, "prompt", recipe.prompt, folder)),
-            None
-            if recipe.exchange is None
-            else _led(recipe, _render(recipe, "exchange", recipe.exchange, folder)),
-            recipe.line,
-            recipe.allowed,
-            recipe.answers,
-        )
+        prompt = _render(recipe, "prompt", recipe.prompt, folder)
+        exchange = None if recipe.exchange is None else _render(recipe, "exchange", recipe.exchange, folder)
+        lead = "" if prompt.endswith(recipe.lead) else recipe.lead
+        made = Spoken(recipe.name, prompt, exchange, recipe.line, recipe.allowed, lead, recipe.answers)
         made.check()
     except FamilyError as error:
         raise located(error, recipe.source) from error
@@ -88,10 +82,6 @@ def _begins(plan: Plan, given: Encoded, question: str, wanted: list[int]) -> boo
         path[:0] = segment.ids.tolist()
         number = segment.parent
     return [*plan.root, *path][: len(wanted)] == wanted
-
-
-def _led(recipe: Recipe, text: str) -> str:
-    return text if text.endswith(recipe.lead) else text + recipe.lead
 
 
 def _check_asked(key: str, asked: str | tuple[Message, ...] | None) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from llama3 import make_tokenizer, write_tokenizer
 
+from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import AegisError, FamilyError
-from aegis_edge.export.chat import speak
+from aegis_edge.export.chat import check_ids, speak
 from aegis_edge.families import find_recipe
 from aegis_edge.families.recipe import BUILT_IN, Message, Recipe
+from aegis_edge.policy import Policy
 
 GOOD = """name = "mine"
 category = "{number}. {text}"
@@ -107,8 +109,22 @@ def test_the_readmes_example_is_one(tmp_path):
     text = (BUILT_IN / "README.md").read_text("utf-8").split("```toml\n")[1].split("```")[0]
     recipe = Recipe.from_toml(text)
     assert recipe.answers.order() == ("prompt", "response")
-    spoken = speak(recipe, write_tokenizer(tmp_path, make_tokenizer()))
-    assert "Request: {prompt}\n\nAnswer: {response}<|eot_id|>" in (spoken.exchange or "")
+    tokenizer, policy = make_tokenizer(), Policy.default()
+    spoken = speak(recipe, write_tokenizer(tmp_path, tokenizer))
+    plan = spoken.family().compile(ContentEncoder(tokenizer), policy)
+    check_ids(spoken, recipe, plan, policy, tokenizer.to_str(), tmp_path)
+    assert plan.seams["prompt"] == (" ", "\n\n")
+
+
+def test_text_beside_the_prompt_that_can_not_be_compiled_is_refused(tmp_path):
+    """Before the prompt: a line break in one form, in the other a space that tokens join to it."""
+    text = GOOD.replace("{policy}", "")
+    recipe = Recipe.from_toml(text.replace('category = "{number}. {text}"\n', ""))
+    tokenizer = make_tokenizer()
+    spoken = speak(recipe, write_tokenizer(tmp_path, tokenizer))
+    with pytest.raises(FamilyError, match=r"joins the template's text before \{prompt\}") as caught:
+        spoken.family().compile(ContentEncoder(tokenizer), Policy.default())
+    assert "the same text beside {prompt}" in (caught.value.hint or "")
 
 
 def test_files_and_names(tmp_path):

@@ -31,7 +31,7 @@ class Recipe:
 
     prompt, exchange  text with control tokens written out, or messages for the checkpoint's chat template
     line, allowed, answers  as in Spoken
-    lead       what the guard writes before its answer; put behind a text that does not end with it
+    lead       what the guard writes before its answer; left out where the text ends with it
     variables  further variables of the chat template
     source     the file it comes from and its text, so that errors can name a line
     """

@@ -57,6 +57,7 @@ class Spoken:
     line      a category in {policy}, with {number}, {name} and {text} (name and description); None where the
               text has no {policy}
     allowed   the same for an allowed topic; None: the family knows none
+    lead      what the guard writes before its answer, no part of what it is read as
     """
 
     name: str
@@ -64,6 +65,7 @@ class Spoken:
     exchange: str | None
     line: str | None
     allowed: str | None
+    lead: str
     answers: Answers
 
     def family(self) -> Family:
@@ -162,7 +164,7 @@ class Spoken:
     def _slot(self, vocabulary: Vocabulary, output: str, of: str) -> tuple[Ids, Ids]:
         """(ids of the output before the tokens of the two words part, those two tokens)."""
         before, after = output.split(f"{{{of}}}", 1)
-        before = fill(before, {PROMPT: self.answers.safe})
+        before = self.lead + fill(before, {PROMPT: self.answers.safe})
         after = PLACEHOLDER.split(after)[0]
         safe, unsafe = (
             vocabulary.ids(f"{before}{word}{after}") for word in (self.answers.safe, self.answers.unsafe)
@@ -207,7 +209,7 @@ class Spoken:
     def _unseamed(self, where: str) -> FamilyError:
         return FamilyError(
             f"family {self.name!r}: this tokenizer joins the template's text {where} to any content",
-            hint="its ids can not be compiled ahead of the content; end that text with a line break",
+            hint="put a line break there, and the same text beside {prompt} in prompt and in exchange",
         )
 
     def _require(self, condition: bool, what: str) -> None:
