@@ -4,6 +4,10 @@
     probability  P(unsafe) = sigmoid(m / temperature + bias), calibrated for each question
     safe         probability < the policy's threshold
 
+A response that is read twice, after the prompt was called safe and after it was called unsafe, has
+P(unsafe) = P(prompt safe) P(unsafe | safe) + P(prompt unsafe) P(unsafe | unsafe), the margin of which is
+calibrated as any other.
+
 Logits that are not finite raise: a guard that is confused must not say "safe".
 """
 
@@ -14,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aegis_edge.errors import ArtifactError, ScorerError
+from aegis_edge.errors import ArtifactError, PolicyError, ScorerError
 from aegis_edge.families.plan import CATEGORY, PROMPT, QUESTIONS, RESPONSE, Plan
 from aegis_edge.policy import Category, Policy
 
@@ -158,7 +162,8 @@ class Decider:
     """Turns rows of label logits into ratings, for one plan, policy and calibration. Immutable."""
 
     def __init__(self, plan: Plan, policy: Policy, calibration: Mapping[str, Calibration]) -> None:
-        if len(plan.leaves) != len(policy.categories):
+        self.has_leaves = CATEGORY in plan.questions
+        if self.has_leaves and len(plan.leaves) != len(policy.categories):
             raise ArtifactError(
                 f"{len(plan.leaves)} leaves for a policy of {len(policy.categories)} categories"
             )
@@ -167,7 +172,12 @@ class Decider:
         self._rows = {
             q: (plan.rows.index(no), plan.rows.index(yes)) for q, (no, yes) in plan.questions.items()
         }
-        self.by_categories = policy.by_categories
+        if not self.has_leaves and policy.decided_by == "categories":
+            raise PolicyError(
+                "decided_by: this guard's family does not ask about categories one by one",
+                hint="leave it out: the verdict decides",
+            )
+        self.by_categories = policy.by_categories and self.has_leaves
         self._is_complete = policy.is_complete
         self._thresholds = {PROMPT: policy.thresholds.prompt, RESPONSE: policy.thresholds.response}
 
@@ -175,9 +185,13 @@ class Decider:
         """The rating of each question; logits float32 [len(reads), rows]. Raises ScorerError."""
         if len(logits) != len(reads):
             raise ScorerError(f"the scorer returned {len(logits)} rows of logits for {len(reads)} slots")
-        found = {}
+        margins: dict[str, list[float]] = {}
         for question, row in zip(reads, logits, strict=True):
-            margin, probability = self._read(question, row)
+            margins.setdefault(question, []).append(self._margin(question, row))
+        found = {}
+        for question, given in margins.items():
+            margin = given[0] if len(given) == 1 else weighed(margins[PROMPT][0], given[0], given[1])
+            probability = self._calibration[question].probability(margin)
             found[question] = Rating(probability < self._thresholds[question], probability, margin)
         return found
 
@@ -223,7 +237,9 @@ class Decider:
 
     def _probabilities(self, logits: LogitArray) -> list[float]:
         return [
-            self._read(CATEGORY, row, CUSTOM if category.is_custom else CATEGORY)[1]
+            self._calibration[CUSTOM if category.is_custom else CATEGORY].probability(
+                self._margin(CATEGORY, row)
+            )
             for category, row in zip(self._policy.categories, logits, strict=True)
         ]
 
@@ -235,7 +251,7 @@ class Decider:
         ]
         return tuple(sorted(violated, key=lambda score: -score.probability))
 
-    def _read(self, question: str, row: LogitArray, scale: str | None = None) -> tuple[float, float]:
+    def _margin(self, question: str, row: LogitArray) -> float:
         no, yes = self._rows[question]
         margin = float(row[yes]) - float(row[no])
         if not math.isfinite(margin):
@@ -243,4 +259,23 @@ class Decider:
                 f"the scorer returned logits that are not finite for the {question}; no verdict can be given",
                 hint="verify the guard with: aegis-edge inspect DIR",
             )
-        return margin, self._calibration[scale or question].probability(margin)
+        return margin
+
+
+def weighed(first: float, if_safe: float, if_unsafe: float) -> float:
+    """The margin of a second answer, from that of the first and those of the second after either answer.
+
+    log P(unsafe) - log P(safe) of the second, summed over the first; finite for finite margins.
+    """
+    safe, unsafe = _log_sigmoid(-first), _log_sigmoid(first)
+    yes = _log_add(safe + _log_sigmoid(if_safe), unsafe + _log_sigmoid(if_unsafe))
+    no = _log_add(safe + _log_sigmoid(-if_safe), unsafe + _log_sigmoid(-if_unsafe))
+    return yes - no
+
+
+def _log_sigmoid(x: float) -> float:
+    return min(x, 0.0) - math.log1p(math.exp(-abs(x)))
+
+
+def _log_add(a: float, b: float) -> float:
+    return max(a, b) + math.log1p(math.exp(-abs(a - b)))

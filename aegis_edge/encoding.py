@@ -34,6 +34,7 @@ class ContentEncoder:
 
         self._control = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
         self.control_ids = frozenset(self._control.values())
+        self.control_tokens = frozenset(self._control)
         # A tokenizer made from a model has no added tokens. The model is shared, not copied: no cost.
         self._tokenizer = Fresh(tokenizer.model)
         if tokenizer.normalizer is not None:
@@ -163,6 +164,11 @@ class ConversationEncoder:
         longest_leaf = max((len(ids) for ids in plan.leaves), default=0)
         # Room for the leaves is kept free from the start: else a text would fit only while it is found safe.
         self._room = context - len(plan.root) - longest_leaf
+        # Text of the template that is encoded with the content, as ids for where a window cuts it off.
+        self._seams = {
+            of: (encoder.encode(before), encoder.encode(after)) for of, (before, after) in plan.seams.items()
+        }
+        self._room -= sum(len(ids) for pair in self._seams.values() for ids in pair)
         for nodes in (plan.prompt, plan.exchange):
             self._limit(nodes)
 
@@ -174,16 +180,44 @@ class ConversationEncoder:
         """
         response = conversation.response
         limit = self.limit(response is not None)
-        prompt_ids = self.content.encode(conversation.prompt, limit)
-        response_ids = None if response is None else self.content.encode(response, limit)
+        prompt_ids = self.content.encode(self.joined(PROMPT, conversation.prompt), limit)
+        response_ids = None
+        if response is not None:
+            response_ids = self.content.encode(self.joined(RESPONSE, response), limit)
         tokens = len(prompt_ids) + (0 if response_ids is None else len(response_ids))
         if tokens > limit:
             raise too_long(str(tokens), limit)
         return self.lay_out(prompt_ids, response_ids)
 
     def limit(self, has_response: bool) -> int:
-        """Content tokens that fit beside the policy, a conversation's fixed ids and a leaf."""
+        """Content tokens that fit beside the policy, a conversation's fixed ids and a leaf. Raises InputError
+        for a response where the family judges prompts alone."""
+        if has_response and not self._plan.exchange:
+            raise InputError(
+                "this guard's family judges prompts alone", hint="check the prompt without its response"
+            )
         return self._limit(self._plan.exchange if has_response else self._plan.prompt)
+
+    def joined(self, of: str, text: str) -> str:
+        """A prompt's or response's text with what the template joins to it: what is encoded."""
+        before, after = self._plan.seams.get(of, ("", ""))
+        return f"{before}{text}{after}"
+
+    def cut(self, of: str, ids: IdArray, start: int, end: int) -> IdArray:
+        """The tokens `start` to `end` of the ids of a joined text, the template's beside them where they are
+        cut off."""
+        if of not in self._seams:
+            return ids[start:end]
+        before, after = self._seams[of]
+        return np.concatenate([before[: len(before) * (start > 0)], ids[start:end],
+                               after[: len(after) * (end < len(ids))]])  # fmt: skip
+
+    def characters(self, of: str, text: str, start: int, end: int) -> tuple[int, int]:
+        """`ContentEncoder.characters` of the joined text, in characters of `text`."""
+        shift = len(self._plan.seams.get(of, ("", ""))[0])
+        found = self.content.characters(self.joined(of, text), start, end)
+        first, last = (min(max(0, at - shift), len(text)) for at in found)
+        return first, last
 
     def lay_out(self, prompt: IdArray, response: IdArray | None) -> Encoded:
         """The nodes of content given as ids, int32 [n], n >= 0, which together keep to `limit`.

@@ -26,6 +26,11 @@ class PolicyError(AegisError):
     """A policy is malformed; the message names the key, and the line where it came from TOML."""
 
 
+class FamilyError(AegisError):
+    """A guard family that is malformed, or that a checkpoint does not fit; the message names the key, and the
+    line where it came from a file."""
+
+
 class ContextError(AegisError):
     """A conversation does not fit the guard's context; the message states tokens and limit."""
 

@@ -19,7 +19,8 @@ from aegis_edge.conversation import Conversation, Dialogue, conversation_of
 from aegis_edge.decision import Calibration, Decider, Verdict, read_calibration
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder
 from aegis_edge.errors import AegisError, ArtifactError, ContextError, InputError, PolicyError, ScorerError
-from aegis_edge.families import get_family
+from aegis_edge.families import family_of
+from aegis_edge.families.answers import NEMOGUARD, Answers
 from aegis_edge.families.plan import Plan
 from aegis_edge.passes import Passes
 from aegis_edge.policy import Policy
@@ -52,15 +53,17 @@ class Guard:
         *,
         root: IdArray | None = None,
         limits: Limits | None = None,
+        answers: Answers = NEMOGUARD,
     ) -> None:
         """From parts that belong together; `load` is the usual way.
 
         `root` None uses the policy the scorer was made for; int32 ids are computed afresh, which a custom
-        policy needs. `limits`: what is done with long texts.
+        policy needs. `limits`: what is done with long texts. `answers`: the family's native output.
         """
         if scorer.rows != len(plan.rows):
             raise ScorerError(f"the scorer's head has {scorer.rows} rows, the family reads {len(plan.rows)}")
         self.policy = policy
+        self._answers = answers
         self._scorer, self._root = scorer, root
         self._encoder = ConversationEncoder(encoder, plan, scorer.context)
         self._reader = Reader(self._encoder, limits or Limits())
@@ -131,11 +134,19 @@ class Guard:
             raise ArtifactError(f"aegis.json: policy: {error}") from error
         encoder = ContentEncoder.from_json(artifact.tokenizer_json())
         calibration = read_calibration(manifest["calibration"])
-        if policy is None or [c.text for c in policy.categories] == [c.text for c in own.categories]:
-            return cls(scorer, encoder, plan, policy or own, calibration, limits=limits)
-        plan = get_family(manifest["family"]["name"]).compile(encoder, policy)
+        section = manifest["family"]
+        spoken = family_of(section).spoken if "spoken" in section else None
+        answers = NEMOGUARD if spoken is None else spoken.answers
+        used = policy or own
+        if spoken is None:
+            is_own = [c.text for c in used.categories] == [c.text for c in own.categories]
+        else:
+            is_own = spoken.policy_text(used) == spoken.policy_text(own)
+        if is_own:
+            return cls(scorer, encoder, plan, used, calibration, limits=limits, answers=answers)
+        plan = family_of(section).compile(encoder, used)
         root = np.array(plan.root, np.int32)
-        return cls(scorer, encoder, plan, policy, calibration, root=root, limits=limits)
+        return cls(scorer, encoder, plan, used, calibration, root=root, limits=limits, answers=answers)
 
     def check(self, prompt: str | bytes, response: str | bytes | None = None) -> Verdict:
         """Judge a prompt, and the response to it where there is one.
@@ -168,6 +179,11 @@ class Guard:
             except (InputError, ContextError) as error:
                 raise type(error)(f"conversation {index}: {error}", hint=error.hint) from error
         return self._verdicts(scripts)
+
+    def as_text(self, verdict: Verdict) -> str:
+        """A verdict as the family's own model writes it, for what parses that: NemoGuard's JSON, or what the
+        family's file says. The default family, which writes nothing, is given NemoGuard's."""
+        return self._answers.text(verdict)
 
     def stream(self, prompt: str | bytes, every: int = 1) -> Stream:
         """Judge a response while it is written: `with guard.stream(prompt) as s: v = s.feed(chunk)`.

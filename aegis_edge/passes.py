@@ -97,6 +97,7 @@ class Passes:
             claimed = [self._judged_by_categories(found, rows) for found in ratings]
         else:
             unsafe = [i for i, found in enumerate(ratings) if not all(r.safe for r in found.values())]
+            unsafe = unsafe if self._decider.has_leaves else []
             rows = leaves([readings[i].last for i in unsafe])
             claims = {i: self._decider.categories(row) for i, row in zip(unsafe, rows, strict=True)}
             claimed = [claims.get(i, ()) for i in range(len(readings))]

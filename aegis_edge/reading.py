@@ -73,13 +73,14 @@ class Reader:
 
     def __init__(self, encoder: ConversationEncoder, limits: Limits) -> None:
         self._encoder, self._limits = encoder, limits
-        self.content = encoder.content
+        self.content, self.joined = encoder.content, encoder.joined
 
     def read(
         self, conversation: Conversation | Dialogue, ids: Callable[[str], IdArray] | None = None
     ) -> Script:
-        """`ids` encodes the texts in place of the encoder, to the same ids. Raises ContextError past the
-        budget, and where long texts are refused, for those."""
+        """`ids` encodes the texts (joined, see `joined`) in place of the encoder, to the same ids. Raises
+        ContextError past the budget, and where long texts are refused, for those; InputError for a response
+        to a guard that judges prompts alone."""
         texts, exchanges = _texts(conversation)
         encode = ids or self.content.encode
         sources = self._sources(texts, encode)
@@ -105,7 +106,7 @@ class Reader:
         limit = self._limits.max_tokens
         if least := max(self.content.least(text, limit) for _, text, _ in texts):
             raise _past_budget(f"at least {least}", limit)
-        sources = [Source(of, text, encode(text), turn, is_view) for of, text, turn in texts]
+        sources = [Source(of, text, encode(self.joined(of, text)), turn, is_view) for of, text, turn in texts]
         tokens = sum(len(source.ids) for source in sources)
         if tokens > limit:
             raise _past_budget(str(tokens), limit)
@@ -159,7 +160,10 @@ class Reader:
         return parts
 
     def _part(self, about: Mapping[str, Span]) -> Part:
-        ids = {question: span.source.ids[span.start : span.end] for question, span in about.items()}
+        ids = {
+            question: self._encoder.cut(question, span.source.ids, span.start, span.end)
+            for question, span in about.items()
+        }
         return Part(self._encoder.lay_out(ids[PROMPT], ids.get(RESPONSE)), about)
 
     def _size(self, has_response: bool) -> int:
@@ -170,7 +174,7 @@ class Reader:
         source, start, end = span.source, span.start, span.end
         if end - start == len(source.ids):
             return None
-        characters = None if source.is_view else self.content.characters(source.text, start, end)
+        characters = None if source.is_view else self._encoder.characters(source.of, source.text, start, end)
         return Window(source.of, start, end, characters)
 
 

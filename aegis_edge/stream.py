@@ -19,6 +19,7 @@ from aegis_edge.conversation import Conversation
 from aegis_edge.decision import Outcome, Verdict
 from aegis_edge.encoding import ContentEncoder, Encoded
 from aegis_edge.errors import AegisError, InputError, UnsafeError
+from aegis_edge.families.plan import RESPONSE
 from aegis_edge.growth import Growth
 from aegis_edge.passes import CHUNK_TOKENS, Passes
 from aegis_edge.reading import Part, Reader
@@ -64,7 +65,7 @@ class Stream:
         with self._or_fail():
             self.text += self._decoded(chunk)
             self._conversation = Conversation(self._conversation.prompt, self.text)
-            ids = self._raw.ids(self.text)
+            ids = self._raw.ids(self._joined())
             if len(ids) - _common(ids, self._judged) >= self._every:
                 self._update(ids)
         return self.verdict
@@ -118,7 +119,10 @@ class Stream:
             self._prompts[text] = self._reader.content.encode(text)
         if text in self._prompts:
             return self._prompts[text]
-        return (self._raw if text == self.text else self._view).ids(text)
+        return (self._raw if text == self._joined() else self._view).ids(text)
+
+    def _joined(self) -> str:
+        return self._reader.joined(RESPONSE, self.text)
 
     def _decoded(self, chunk: str | bytes) -> str:
         if isinstance(chunk, bytes):

@@ -15,7 +15,7 @@ import torch
 
 from aegis_edge.conversation import Conversation
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder
-from aegis_edge.errors import AegisError, ContextError, ExportError
+from aegis_edge.errors import AegisError, ContextError, ExportError, InputError
 from aegis_edge.export.trunk import Text
 from aegis_edge.families import Plan
 from aegis_edge.families.plan import CATEGORY
@@ -71,16 +71,16 @@ def flat_text(
     for number, conversation in enumerate(conversations):
         try:
             encoded = conversation_encoder.encode(conversation)
-        except ContextError:
+        except (ContextError, InputError):  # too long, or a response where prompts alone are judged
             continue
         if encoded.size > _MAX_CONVERSATION or len(ids) + encoded.size > MAX_TOKENS:
             continue
-        leaves = conversation_encoder.leaves(encoded.last)
-        segments = [*encoded.segments, *leaves[number % max(1, len(leaves)) :][:1]]
+        chained = _chain(encoded.segments)
+        leaves = conversation_encoder.leaves(len(chained)) if len(chained) == len(encoded.segments) else []
+        segments = [*chained, *leaves[number % max(1, len(leaves)) :][:1]]
         questions = [*encoded.reads, CATEGORY]
         starts.append(len(ids))
-        for parent, segment in enumerate(segments):
-            _check_chain(segment, parent)
+        for segment in segments:
             slots += [len(ids) + slot for slot in segment.slots]
             pairs += [[rows[row] for row in plan.questions[questions.pop(0)]] for _ in segment.slots]
             ids += segment.ids.tolist()
@@ -89,7 +89,8 @@ def flat_text(
     return Text(torch.tensor(ids), len(plan.root), tuple(starts), torch.tensor(slots), torch.tensor(pairs))
 
 
-def _check_chain(segment: Segment, parent: int) -> None:
-    # Flat text has no branches; a family that reads from side branches would need them here.
-    if segment.parent != parent:
-        raise ExportError("this family's conversations branch, which calibration does not support")
+def _chain(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments up to the first that does not hang from the one before it: flat text has no branches, and
+    what branches reads the same text once more."""
+    first = next((i for i, segment in enumerate(segments) if segment.parent != i), len(segments))
+    return list(segments[:first])

@@ -23,7 +23,7 @@ def model_card(build: Build, size: int) -> str:
 # Guard on {base["model"]}
 
 A guard for prompts and responses of language models, made by `aegis-edge export`: {base["model"]} with
-{trained}, family `{build.family}`, {_SCHEMES[build.scheme]} ({size / 1e6:.0f} MB).
+{trained}, family `{build.family.name}`, {_SCHEMES[build.scheme]} ({size / 1e6:.0f} MB).
 It answers safe or unsafe with a probability, and the violated categories. It runs in `aegis-edge`; the
 weights are laid out for that runtime (aegis.json says how).
 
@@ -69,6 +69,8 @@ pipeline_tag: text-classification
 def policy_section(build: Build) -> str:
     """The policy's categories under a heading."""
     categories = "\n".join(f"- {category.text}" for category in build.policy.categories)
+    if build.family.spoken is not None and build.family.spoken.line is None:
+        categories = "The one that the checkpoint's chat template holds."
     return f"""## Policy
 
 {len(build.plan.root)} tokens, {len(build.policy.categories)} categories:

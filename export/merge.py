@@ -59,7 +59,9 @@ class Parent:
     provenance: dict[str, Any]
 
 
-def load_parent(base: str = DEFAULT_BASE, adapter: str | None = None, family: str = DEFAULT_FAMILY) -> Parent:
+def load_parent(
+    base: str = DEFAULT_BASE, adapter: str | None = None, family: str | Family = DEFAULT_FAMILY
+) -> Parent:
     """Load `base`, merge `adapter` into it and verify the merge. adapter None: the packaged one for the
     default base, none for others; "none": the base alone, its label rows taken from the LM head. Raises
     ExportError."""
@@ -67,7 +69,7 @@ def load_parent(base: str = DEFAULT_BASE, adapter: str | None = None, family: st
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    labels = get_family(family)
+    labels = get_family(family) if isinstance(family, str) else family
     resolved = resolve_base(base)
     folder = _adapter_folder(base, adapter)
     try:

@@ -24,15 +24,16 @@ from rich.progress import (
 
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import ExportError
-from aegis_edge.export.base import DEFAULT_BASE, file_sha256
+from aegis_edge.export.base import DEFAULT_BASE, file_sha256, resolve_base
 from aegis_edge.export.calibration import PACKAGED, flat_text, load_calibration
+from aegis_edge.export.chat import check_ids, speak
 from aegis_edge.export.merge import Parent, load_parent
 from aegis_edge.export.rotate import fold_norms, rotate
 from aegis_edge.export.simulate import ROTATED, SCHEMES, Fidelity, fidelity, margins, quantise_trunk
 from aegis_edge.export.targets import Build, get_target, scheme_for
 from aegis_edge.export.trunk import PROJECTIONS, keep_vocabulary, trunk_of
 from aegis_edge.export.write import atomic_folder, refuse_existing
-from aegis_edge.families import DEFAULT_FAMILY, get_family
+from aegis_edge.families import DEFAULT_FAMILY, find_recipe, get_family
 from aegis_edge.policy import Policy
 
 SEED = 0  # of the rotations: the same command gives the same artefact
@@ -80,20 +81,21 @@ def export_guard(
 
     base         "smollm2-135m-instruct", a Hugging Face folder, a .gguf file or a hub id
     adapter      a PEFT folder; None: the packaged one for the default base, else none; "none": no adapter
+    family       "aegis-edge", a built-in recipe's name, or a .toml file (aegis_edge/families/README.md)
     policy       None: the 23 Aegis 2.0 categories
     quantize     "w8a8", "w4a8", "bf16" or another scheme that the target takes; None: the target's first
     target       "aegis", this project's runtime, or the engine to write for: see targets/
     calibration  a text file (see calibration.py); None: the text that ships with the project
     force        replace an artefact at `out`, which stays in place until the new one is whole
 
-    Raises ExportError (and PolicyError, ArtifactError where those parts fail).
+    Raises ExportError (and FamilyError, PolicyError, ArtifactError where those parts fail).
     """
     if quantize is not None and quantize not in SCHEMES:
         raise ExportError(f"unknown quantisation {quantize!r}", hint=f"one of {', '.join(SCHEMES)}")
     out = Path(out).expanduser()
     engine = get_target(target)
     scheme = scheme_for(target, engine, quantize)
-    compiler = get_family(family)
+    recipe = find_recipe(family)
     rules = policy or Policy.default()
     refuse_existing(out.absolute(), force)  # before minutes of work, not after
     text_file = Path(calibration).expanduser() if calibration else None
@@ -101,10 +103,15 @@ def export_guard(
     started = time.monotonic()
     with _progress(console) as progress, torch.inference_mode():
         with _step(progress, "Loading base and adapter"):
-            parent = load_parent(base, adapter, family)
+            folder = resolve_base(base).folder
+            spoken = None if recipe is None else speak(recipe, folder)
+            asked = get_family(family) if spoken is None else spoken.family()
+            parent = load_parent(base, adapter, asked)
             bytes_before = 2 * sum(parameter.numel() for parameter in parent.model.parameters())
             encoder = ContentEncoder.from_json(parent.tokenizer)
-            plan = compiler.compile(encoder, rules)
+            plan = asked.compile(encoder, rules)
+            if spoken is not None and recipe is not None:
+                check_ids(spoken, recipe, plan, rules, parent.tokenizer, folder)
         with _step(progress, "Rotating"):
             trunk = trunk_of(parent.model, parent.head.weight, parent.head.bias)
             if parent.head.kind == "tokens" or not engine.is_ours:
@@ -133,9 +140,9 @@ def export_guard(
             "target": target,
         }
         provenance = _provenance(parent, arguments, text_file, len(conversations))
-        build = Build(parent, guard, family, plan, rules, scheme, moved, errors, provenance)
-        with _step(progress, "Writing"), atomic_folder(out, force) as folder:
-            engine.write(build, folder)
+        build = Build(parent, guard, asked, plan, rules, scheme, moved, errors, provenance)
+        with _step(progress, "Writing"), atomic_folder(out, force) as target_folder:
+            engine.write(build, target_folder)
     bytes_after = sum(file.stat().st_size for file in out.iterdir())
     return Exported(out, scheme, moved, errors, bytes_before, bytes_after, time.monotonic() - started)
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import AegisError, ArtifactError
-from aegis_edge.families import FAMILIES, Plan, get_family
+from aegis_edge.families import FAMILIES, Node, Plan, get_family
 from aegis_edge.policy import Category, Policy
 from aegis_edge.taxonomy import HAZARDS
 
@@ -146,6 +147,19 @@ def mutate(path, value):
         (mutate(["exchange", 3, "reads"], "prompt"), "exchange: answers ['prompt', 'prompt'], expected"),
         (mutate(["exchange", 2], []), "exchange: expected exactly ['parent', 'parts', 'reads']"),
         (mutate(["exchange"], {}), "exchange: expected a list"),
+        (mutate(["exchange"], []), "exchange: content is [], expected"),
+        (
+            mutate(["exchange", 2, "parts", 1], {"content": "prompt"}),
+            "exchange[2]: content is ['prompt', 'prompt']",
+        ),
+        (
+            mutate(["exchange", 1, "reads"], "response"),
+            "exchange: answers ['response', 'response'], expected",
+        ),
+        (mutate(["seams"], []), "seams are no object"),
+        (mutate(["seams"], {"prompt": ["a"]}), "a seam has two texts"),
+        (mutate(["seams"], {"prompt": ["a", 1]}), "seams.prompt: expected texts"),
+        (mutate(["seams"], {"history": ["a", "b"]}), "a seam of unknown content"),
     ],
 )
 def test_a_malformed_plan_is_refused(tiny_plan, change, message):
@@ -155,6 +169,22 @@ def test_a_malformed_plan_is_refused(tiny_plan, change, message):
     with pytest.raises(ArtifactError) as caught:
         Plan.from_json(data)
     assert str(caught.value).startswith(f"family plan: {message}")
+
+
+def test_a_response_read_twice_hangs_from_the_answer_on_the_prompt(tiny_plan):
+    two = (Node(-1, ("prompt",)), Node(0, ((5,), "response")), Node(1, ((6,),), "prompt"))
+    questions = {q: pair for q, pair in tiny_plan.questions.items() if q != "category"}
+    plan = replace(tiny_plan, questions=questions, leaves=())
+
+    def weighed(*parents: int) -> Plan:
+        return replace(plan, exchange=(*two, *(Node(parent, ((7,),), "response") for parent in parents)))
+
+    assert Plan.from_json(weighed(2, 2).to_json()) == weighed(2, 2)
+    for parents in ((2, 1), (2, 3), (2, 2, 2)):
+        with pytest.raises(ArtifactError, match="exchange: answers"):
+            weighed(*parents)
+    with pytest.raises(ArtifactError, match="exchange: answers"):  # no leaves beside it
+        replace(weighed(2, 2), questions=tiny_plan.questions, leaves=tiny_plan.leaves)
 
 
 @pytest.mark.parametrize("data", [None, [], "plan", 3])

@@ -127,7 +127,12 @@ def export(
             help='A PEFT adapter ("none": no adapter) instead of the packaged one.',
         ),
     ] = None,
-    family: Annotated[str, typer.Option("--family", help="How the guard is asked.")] = "aegis-edge",
+    family: Annotated[
+        str,
+        typer.Option(
+            "--family", metavar="NAME|F.toml", help="How the guard is asked: a family, or your own."
+        ),
+    ] = "aegis-edge",
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="P.toml", help="What is unsafe (else Aegis 2.0).")
     ] = None,

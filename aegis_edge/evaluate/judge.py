@@ -15,7 +15,7 @@ from aegis_edge.data.records import Record
 from aegis_edge.decision import Rating, Verdict, read_calibration
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder
 from aegis_edge.errors import ContextError
-from aegis_edge.families import get_family
+from aegis_edge.families import family_of
 from aegis_edge.families.plan import Plan
 from aegis_edge.guard import Guard, open_scorer
 from aegis_edge.policy import Policy
@@ -85,7 +85,7 @@ class Judge:
         manifest = self._artifact.manifest
         guard, plan = self._own, Plan.from_json(manifest["family"]["plan"])
         if policy is not None:
-            plan = get_family(manifest["family"]["name"]).compile(self._encoder, policy)
+            plan = family_of(manifest["family"]).compile(self._encoder, policy)
             calibration = read_calibration(manifest["calibration"])
             root = np.array(plan.root, np.int32)
             guard = Guard(self._scorer, self._encoder, plan, policy, calibration, root=root)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from aegis_edge.families.answers import NEMOGUARD, Answers
 from aegis_edge.families.plan import Plan
 from aegis_edge.policy import Policy
+
+if TYPE_CHECKING:
+    from aegis_edge.families.spoken import Spoken
 
 
 class Vocabulary(Protocol):
     """The part of a tokenizer that a family needs; `encoding.ContentEncoder` is one."""
+
+    control_tokens: frozenset[str]
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Ids of plain text; never a control id, whatever the text says."""
@@ -29,13 +35,21 @@ class Family:
     rows     names of the label rows its adapters train, in the head's order
     words    row -> the text whose first token stands for it in the LM head, where an adapter trained no rows
     compile  (vocabulary, policy) -> Plan, whose rows are `rows`
+    tokens   in place of `words`: vocabulary -> the LM head's row for each label row
+    answers  the family's native output
+    spoken   what an artefact holds besides the plan; None where the family's code is all
     """
 
     name: str
     rows: tuple[str, ...]
     words: Mapping[str, str]
     compile: Callable[[Vocabulary, Policy], Plan]
+    tokens: Callable[[Vocabulary], tuple[int, ...]] | None = None
+    answers: Answers = NEMOGUARD
+    spoken: Spoken | None = None
 
     def token_ids(self, vocabulary: Vocabulary) -> tuple[int, ...]:
         """The LM head's row for each label row, in the order of `rows`."""
+        if self.tokens is not None:
+            return self.tokens(vocabulary)
         return tuple(vocabulary.ids(self.words[row])[0] for row in self.rows)

@@ -3,12 +3,16 @@
 A conversation becomes nodes under the root (the policy). Each node is fixed ids and content in turn, hangs
 from an earlier node, and may be read: the label logits at its last token answer a question (is the prompt
 unsafe? the response?). A category is a leaf under the conversation's last node.
+
+Where a guard answers on the prompt first and on the response after it, the second answer depends on the
+first: the response is then read twice, in sibling nodes that go on from "safe" and from "unsafe", and the two
+are weighed by the answer on the prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aegis_edge.errors import ArtifactError
@@ -39,8 +43,11 @@ class Plan:
     rows       names of the label rows, in the order of the head's rows
     questions  question -> (row that says safe or no, row that says unsafe or yes)
     prompt     nodes of a conversation that is a prompt alone
-    exchange   nodes of a conversation that has a response
-    leaves     ids of each category, in the policy's order; read at the last one
+    exchange   nodes of a conversation that has a response; none where the family judges prompts alone
+    leaves     ids of each category, in the policy's order; read at the last one. None where the family does
+               not ask about categories
+    seams      content -> text of the template right before and after it, where tokens may span the two: it is
+               encoded together with the content
     """
 
     root: Ids
@@ -49,6 +56,7 @@ class Plan:
     prompt: tuple[Node, ...]
     exchange: tuple[Node, ...]
     leaves: tuple[Ids, ...]
+    seams: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ArtifactError where the parts do not fit together; encoding relies on all of this."""
@@ -63,7 +71,9 @@ class Plan:
         _require(all(self.leaves), "an empty leaf")
         _require(not self.leaves or CATEGORY in self.questions, "leaves that answer no question")
         self._check_nodes(self.prompt, {PROMPT}, "prompt")
-        self._check_nodes(self.exchange, {PROMPT, RESPONSE}, "exchange")
+        if self.exchange or RESPONSE in self.questions:
+            self._check_nodes(self.exchange, {PROMPT, RESPONSE}, "exchange")
+        _require(set(self.seams) <= set(CONTENT), "a seam of unknown content")
         parts = [part for node in (*self.prompt, *self.exchange) for part in node.parts]
         for ids in (self.root, *self.leaves, *(part for part in parts if not isinstance(part, str))):
             _require(all(0 <= i < 2**31 for i in ids), "an id outside int32")
@@ -81,18 +91,29 @@ class Plan:
                 node.reads is None or not isinstance(node.parts[-1], str),
                 f"{name}[{index}] is read at content",
             )
-        used = [part for node in nodes for part in node.parts if isinstance(part, str)]
+            # No text is twice on one path: the context's limit counts each once.
+            path = [part for above in _path(nodes, index) for part in above.parts if isinstance(part, str)]
+            _require(len(set(path)) == len(path), f"{name}[{index}]: content is {path}, one of it twice")
+        used = sorted({part for node in nodes for part in node.parts if isinstance(part, str)})
         _require(
-            sorted(used) == sorted(content),
-            f"{name}: content is {used}, expected each of {sorted(content)} once",
+            used == sorted(content), f"{name}: content is {used}, expected each of {sorted(content)} once"
         )
         reads = sorted(node.reads for node in nodes if node.reads is not None)
         _require(
-            reads == sorted(content), f"{name}: answers {reads}, expected each of {sorted(content)} once"
+            reads == sorted(content) or self._is_weighed(nodes),
+            f"{name}: answers {reads}, expected each of {sorted(content)} once",
         )
+
+    def _is_weighed(self, nodes: tuple[Node, ...]) -> bool:
+        """Whether these end with the response read twice, under the node that reads the prompt."""
+        reads = [node.reads for node in nodes if node.reads is not None]
+        if reads != [PROMPT, RESPONSE, RESPONSE] or self.leaves:
+            return False
+        return all(node.parent >= 0 and nodes[node.parent].reads == PROMPT for node in nodes[-2:])
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; `from_json` gives an equal plan back."""
+        seams = {name: list(pair) for name, pair in self.seams.items()}
         return {
             "root_ids": list(self.root),
             "rows": list(self.rows),
@@ -100,16 +121,22 @@ class Plan:
             "prompt": [_node_to_json(node) for node in self.prompt],
             "exchange": [_node_to_json(node) for node in self.exchange],
             "leaf_ids": [list(ids) for ids in self.leaves],
+            **({"seams": seams} if seams else {}),
         }
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:
         """Read `to_json`'s form. Raises ArtifactError on anything else."""
-        _keys(data, {"root_ids", "rows", "questions", "prompt", "exchange", "leaf_ids"}, "plan")
+        keys = {"root_ids", "rows", "questions", "prompt", "exchange", "leaf_ids"}
+        _keys(data, keys | ({"seams"} if isinstance(data, dict) and "seams" in data else set()), "plan")
         questions = data["questions"]
         _require(isinstance(questions, dict), "questions are no object")
         pairs = {question: _strings(pair, f"questions.{question}") for question, pair in questions.items()}
         _require(all(len(pair) == 2 for pair in pairs.values()), "a question has two rows")
+        seams = data.get("seams", {})
+        _require(isinstance(seams, dict), "seams are no object")
+        joined = {name: _strings(pair, f"seams.{name}") for name, pair in seams.items()}
+        _require(all(len(pair) == 2 for pair in joined.values()), "a seam has two texts")
         return cls(
             root=_ids(data["root_ids"], "root_ids"),
             rows=_strings(data["rows"], "rows"),
@@ -117,7 +144,17 @@ class Plan:
             prompt=tuple(_node_from_json(node, "prompt") for node in _list(data["prompt"], "prompt")),
             exchange=tuple(_node_from_json(node, "exchange") for node in _list(data["exchange"], "exchange")),
             leaves=tuple(_ids(ids, "leaf_ids") for ids in _list(data["leaf_ids"], "leaf_ids")),
+            seams={name: (pair[0], pair[1]) for name, pair in joined.items()},
         )
+
+
+def _path(nodes: tuple[Node, ...], index: int) -> list[Node]:
+    """The node and those that it hangs from, itself first."""
+    found = []
+    while index != ROOT:
+        found.append(nodes[index])
+        index = nodes[index].parent
+    return found
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:

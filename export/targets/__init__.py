@@ -12,7 +12,7 @@ from aegis_edge.errors import ExportError
 from aegis_edge.export.merge import Parent
 from aegis_edge.export.simulate import Fidelity
 from aegis_edge.export.trunk import Trunk
-from aegis_edge.families import Plan
+from aegis_edge.families import Family, Plan
 from aegis_edge.policy import Policy
 
 # In the order of the help text; the module of each is its name with underscores.
@@ -26,7 +26,7 @@ class Build:
 
     parent: Parent
     trunk: Trunk
-    family: str
+    family: Family
     plan: Plan
     policy: Policy
     scheme: str

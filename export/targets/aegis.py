@@ -47,7 +47,11 @@ def _manifest(build: Build) -> dict[str, Any]:
     head = build.parent.head
     return {
         "format_version": FORMAT_VERSION,
-        "family": {"name": build.family, "plan": build.plan.to_json()},
+        "family": {
+            "name": build.family.name,
+            "plan": build.plan.to_json(),
+            **({} if build.family.spoken is None else {"spoken": build.family.spoken.to_json()}),
+        },
         "policy": build.policy.to_dict(),
         "policy_kv": None,
         "model": {"architecture": "llama", **asdict(build.trunk.dims)},

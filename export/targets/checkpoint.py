@@ -140,7 +140,7 @@ def save_head(build: Build, vocabulary: Vocabulary, folder: Path) -> None:
     )
     description = {
         "format": HEAD_FORMAT,
-        "family": build.family,
+        "family": build.family.name,
         "plan": build.plan.to_json(),
         "policy": build.policy.to_dict(),
         "calibration": build.parent.calibration,

@@ -28,7 +28,7 @@ def readme(
     return f"""{front_matter(build)}
 # Guard on {base["model"]}, for {engine}
 
-{base["model"]} with {trained}, family `{build.family}`, weights in {build.scheme}, made by
+{base["model"]} with {trained}, family `{build.family.name}`, weights in {build.scheme}, made by
 `{build.provenance["command"]}`. A guard for prompts and responses of language models.
 
 {listing}
