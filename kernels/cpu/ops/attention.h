@@ -130,7 +130,9 @@ struct AttentionOp {
     for (int i = 0; i < n; i += 16) V::store_bf16(p + i, Math<V>::exp2_bf16(V::fma(V::load(s + i), factor, shift)));
     // Of the rounded weights, so that they add up to one. A dot product with ones: pairs at once, no conversion.
     static constexpr uint16_t kOnes[2] = {0x3f80, 0x3f80};
-    const auto ones = V::broadcast2(kOnes);
+    const uint16_t* hidden = kOnes;
+    asm("" : "+r"(hidden));  // GCC 12 for ARM makes of a bf16 one that it can see the immediate of an fp16 one
+    const auto ones = V::broadcast2(hidden);
     F sum = n % 32 == 0 ? V::zero() : V::from_bf16(p + n - 16);
     for (int i = 0; i + 32 <= n; i += 32) V::dot2(sum, ones, V::load2(p + i));
     return V::sum(sum);
