@@ -164,6 +164,17 @@ def test_the_longest_text_that_fits_is_what_is_kept(folder: Path) -> None:
     assert answers(checker, [record(text)]) == [None]
     (answer,) = answers(checker, [record(text)], "cut")
     assert answer is not None and answer.cut
+    (answer,) = answers(checker, [record(text)], "windows")
+    assert answer is not None and not answer.cut
+    assert answer.prompt == Guard.load(folder, 1).check(text).prompt
+
+
+def test_a_window_is_the_guards_own(folder: Path) -> None:
+    text = "How do I pick a lock? " * 4
+    guard = Guard.load(folder, 1, window=16)
+    assert guard.check(text).window is not None
+    (answer,) = answers(Judge.open(folder, threads=1, window=16).under(), [record(text)])
+    assert answer is not None and answer.prompt == guard.check(text).prompt
 
 
 def test_an_unknown_scorer_is_refused(folder: Path) -> None:

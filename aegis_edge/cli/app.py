@@ -306,9 +306,14 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw and the bootstrap.")] = 0,
     long: Annotated[
-        Literal["skip", "cut"],
-        typer.Option("--long", help="Texts longer than the context: left out, or judged by a beginning."),
+        Literal["skip", "cut", "windows"],
+        typer.Option(
+            "--long", help="Texts longer than the context: left out, judged by a beginning, or in windows."
+        ),
     ] = "skip",
+    window: Annotated[
+        int | None, typer.Option("--window", min=16, metavar="N", help="Tokens judged at once, as in check.")
+    ] = None,
     policy_following: Annotated[
         bool,
         typer.Option(
@@ -345,6 +350,7 @@ def evaluate(
         limit=limit,
         seed=seed,
         long=long,
+        window=window,
         policy_following=policy_following,
         topic_following=topic_following,
         skip_bad=skip_bad,

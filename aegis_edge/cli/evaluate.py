@@ -41,6 +41,7 @@ class Options:
     limit: int | None
     seed: int
     long: Long
+    window: int | None
     policy_following: bool
     topic_following: bool
     skip_bad: bool
@@ -100,7 +101,7 @@ def _report(records: Sequence[Record], dialogues: Sequence[Dialogue], options: O
     guards: list[dict[str, Any]] = []
     found: list[list[Answer | None]] = []
     for folder, scorer in folders:
-        judge = Judge.open(folder, scorer, options.threads)
+        judge = Judge.open(folder, scorer, options.threads, options.window)
         if guards and judge.name == guards[0]["name"]:
             judge.name += " (2)"
         found.append(_answers(judge, records, options))
@@ -172,6 +173,7 @@ def _about(tallies: Sequence[Tally], labelled: int, drawn: int, options: Options
         "drawn": drawn,
         "seed": options.seed,
         "long": options.long,
+        "window": options.window,
         "version": __version__,
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

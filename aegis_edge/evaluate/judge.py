@@ -20,8 +20,9 @@ from aegis_edge.families.plan import Plan
 from aegis_edge.guard import Guard, open_scorer
 from aegis_edge.policy import Policy
 from aegis_edge.scoring import Scorer
+from aegis_edge.windows import Limits
 
-Long = Literal["skip", "cut"]
+Long = Literal["skip", "cut", "windows"]
 PACK = 64  # records handed over at once: enough for packed passes, few enough for a progress bar
 
 
@@ -53,19 +54,25 @@ class Answer:
 class Judge:
     """An opened artefact over one scorer."""
 
-    def __init__(self, artifact: Artifact, scorer: Scorer, name: str) -> None:
+    def __init__(self, artifact: Artifact, scorer: Scorer, name: str, limits: Limits | None = None) -> None:
         self.name = name
-        self._artifact, self._scorer = artifact, scorer
+        self._artifact, self._scorer, self._limits = artifact, scorer, limits
         self._encoder = ContentEncoder.from_json(artifact.tokenizer_json())
-        self._own = Guard.from_artifact(artifact, scorer)
+        self._own = Guard.from_artifact(artifact, scorer, limits=limits)
         self.policy = self._own.policy
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], scorer: str = "cpu", threads: int | None = None) -> Judge:
-        """Open an artefact folder; scorer and threads as in `Guard.load`. Raises AegisError."""
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        scorer: str = "cpu",
+        threads: int | None = None,
+        window: int | None = None,
+    ) -> Judge:
+        """Open an artefact folder; scorer, threads and window as in `Guard.load`. Raises AegisError."""
         artifact = Artifact.open(folder)
         name = os.path.basename(os.path.normpath(folder))
-        return cls(artifact, open_scorer(artifact, scorer, threads), f"{name}, {scorer}")
+        return cls(artifact, open_scorer(artifact, scorer, threads), f"{name}, {scorer}", Limits(window))
 
     def about(self) -> dict[str, Any]:
         """JSON-ready: name, scorer, quantisation, size of the policy, thresholds."""
@@ -88,7 +95,9 @@ class Judge:
             plan = family_of(manifest["family"]).compile(self._encoder, policy)
             calibration = read_calibration(manifest["calibration"])
             root = np.array(plan.root, np.int32)
-            guard = Guard(self._scorer, self._encoder, plan, policy, calibration, root=root)
+            guard = Guard(
+                self._scorer, self._encoder, plan, policy, calibration, root=root, limits=self._limits
+            )
         return _Checker(guard, ConversationEncoder(self._encoder, plan, self._scorer.context))
 
 
@@ -137,7 +146,7 @@ def _fitted(checker: Checker, record: Record, long: Long) -> tuple[Conversation,
     """(what is judged, whether it was cut), None where the record is skipped."""
     response = record.response if record.response_unsafe is not None else None
     whole = Conversation(record.prompt, response)
-    if checker.fits(whole):
+    if long == "windows" or checker.fits(whole):
         return whole, False
     if long == "skip":
         return None
