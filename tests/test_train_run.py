@@ -32,6 +32,10 @@ from aegis_edge.train.packing import Example, tokenise  # noqa: E402
 from aegis_edge.train.prompt import PromptEncoder  # noqa: E402
 
 STEPS = 12
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(base)
     tokenizer.save(str(base / "tokenizer.json"))
+    (base / "tokenizer_config.json").write_text(
+        json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|im_end|>", "chat_template": CHAT}
+        )
+    )
     data = folder / "data"
     data.mkdir()
     rows = []
@@ -84,6 +93,7 @@ def command(inputs: tuple[Path, Path], out: Path) -> list[str]:
         "--steps": STEPS,
         "--checkpoint-minutes": 0,
         "--generated": 20,
+        "--written": 8,
         "--probe-examples": 40,
         "--examples-per-step": 8,
         "--validate-minutes": 1000,

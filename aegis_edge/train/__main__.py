@@ -10,7 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: see workers
 
 from aegis_edge.data.mapping import ALL_CODES
 from aegis_edge.export.base import DEFAULT_BASE, resolve_base
-from aegis_edge.train.loop import Settings, run
+from aegis_edge.train.loop import run
+from aegis_edge.train.settings import Settings
 
 
 def settings(arguments: list[str] | None = None) -> Settings:
@@ -45,6 +46,9 @@ def settings(arguments: list[str] | None = None) -> Settings:
     parser.add_argument("--checkpoint-minutes", type=float, default=Settings.checkpoint_minutes)
     parser.add_argument(
         "--generated", type=int, default=Settings.generated, help="own harmless prompts to add"
+    )
+    parser.add_argument(
+        "--written", type=int, default=Settings.written, help="harmless texts that the base writes, to add"
     )
     parser.add_argument("--validate-minutes", type=float, default=Settings.validate_minutes)
     parser.add_argument(

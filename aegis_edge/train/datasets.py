@@ -15,6 +15,7 @@ from aegis_edge.data.topics import TOPICS, topical
 from aegis_edge.train.longer import longer
 from aegis_edge.train.policies import NAMES
 from aegis_edge.train.sampling import bucket_of, split
+from aegis_edge.train.written import refused
 
 # Held out from training more than the rest, to see how the guard does on sources it has not met.
 HELD_OUT: dict[str, float] = {"surge_toxicity": 1.0, "aegis2_dv_sft": 0.4, "benign_coconot_pref": 0.25}
@@ -61,9 +62,15 @@ def _topic_of(record: Record) -> str | None:
 
 
 def load_data(
-    paths: Sequence[Path], seed: int, generated: int, contrasts: int, each_topic: int
+    paths: Sequence[Path],
+    seed: int,
+    generated: int,
+    contrasts: int,
+    each_topic: int,
+    written: Sequence[Record] = (),
 ) -> tuple[list[Record], list[Record]]:
-    """(train, validation) records: the files' rows, own prompts and contrasts, topics, and longer texts.
+    """(train, validation) records: the files' rows, own prompts and contrasts, topics, texts `written` by the
+    base, longer texts, and refusals.
 
     Own prompts stay clear of the prompts in the folders' evaluation files, and so do dialogues of the topics
     there. Raises DataError.
@@ -79,7 +86,10 @@ def load_data(
         categories = map_categories("aegis", NAMES[code])
         records.append(Record(text, None, True, None, categories, code, "contrasts"))
     records += topical(TOPICS, each_topic, seed)
+    records += written
     train, validation = split(records, HELD_OUT, VALIDATION_SHARE, seed)
     for number, part in enumerate((train, validation)):
-        part += longer([r for r in part if bucket_of(r)], len(part) // 20, seed + number)
+        usable = [r for r in part if bucket_of(r)]
+        part += longer(usable, len(part) // 20, seed + number)
+        part += refused(usable, len(part) // 40, seed + number)
     return train, validation

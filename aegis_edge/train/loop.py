@@ -15,7 +15,8 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.nn import functional as F
 
+from aegis_edge.data.records import Record
 from aegis_edge.data.topics import TOPICS
 from aegis_edge.errors import AegisError
 from aegis_edge.evaluate.metrics import report
@@ -39,45 +41,9 @@ from aegis_edge.train.policies import Policy, default_policy
 from aegis_edge.train.probe import probe
 from aegis_edge.train.prompt import PromptEncoder
 from aegis_edge.train.sampling import Sampler
+from aegis_edge.train.settings import Settings
 from aegis_edge.train.workers import Workers
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One run. Times in minutes of compute; `limit`s in tokens of text."""
-
-    data: tuple[Path, ...]
-    base: Path
-    base_name: str
-    out: Path
-    budget_minutes: float = 80.0
-    steps: int | None = None  # instead of the budget: a fixed number of steps, which makes a run repeatable
-    snapshot: Path | None = None
-    resume: bool = False
-    seed: int = 0
-    threads: int = 2
-    examples_per_step: int = 32
-    lora_rate: float = 4e-4
-    head_rate: float = 2e-4
-    warmup: float = 0.03
-    final_rate: float = 0.03  # of the peak
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    smoothing: float = 0.02
-    category_weight: float = 0.5
-    limit: int = 320
-    response_limit: int = 96
-    generated: int = 8000
-    contrasts: int = 1200
-    topical: int = 60  # prompts a topic
-    without: tuple[str, ...] = ()  # hazard codes left out of training, to measure them as first named later
-    probe_examples: int = 4000
-    validation_examples: int = 400
-    calibration_examples: int = 4000
-    checkpoint_minutes: float = 2.0
-    validate_minutes: float = 8.0
-    compiled: bool = True
-    dtype: torch.dtype = torch.bfloat16
+from aegis_edge.train.written import Writer, keep, kept, write
 
 
 def load_base(folder: Path) -> Any:
@@ -133,15 +99,17 @@ class Run:
         self.settings = settings
         settings.out.mkdir(parents=True, exist_ok=True)
         self.encoder = PromptEncoder(settings.base)
+        base = load_base(settings.base)
+        written = self.written(base)
         self.model = LeanLlama(
-            load_base(settings.base),
+            base,
             len(ROWS),
             dtype=settings.dtype,
             compiled=settings.compiled,
             seed=settings.seed,
         )
         self.train, self.validation = load_data(
-            settings.data, settings.seed, settings.generated, settings.contrasts, settings.topical
+            settings.data, settings.seed, settings.generated, settings.contrasts, settings.topical, written
         )
         self.sampler = Sampler(self.train, settings.seed, TOPICS, settings.without)
         checks = Sampler(self.validation, settings.seed, without=settings.without)
@@ -169,6 +137,17 @@ class Run:
         self.figures: dict[str, Any] = {}
 
     # --- keeping
+
+    def written(self, base: Any) -> list[Record]:
+        """The base's own texts: from `out` where they are, else written now and kept there."""
+        place, settings = self.settings.out / "written.jsonl", self.settings
+        if settings.written and not place.exists():
+            with Progress() as progress:
+                task = progress.add_task("the base writes", total=settings.written * 5 // 4)
+                tell = partial(progress.advance, task)
+                writer = Writer(settings.base, base)
+                keep(place, write(writer, settings.written, settings.seed, self.workers, tell))
+        return kept(place) if settings.written else []
 
     @property
     def checkpoint(self) -> Path:
