@@ -37,10 +37,10 @@ Sources: {sources}. Of these, `generated`, `contrasts` and `topics` are the proj
 `threads`, `transcripts` and `refused` are put together from the others by it: templated
 harmless prompts that look alarming and a few that a policy does forbid, everyday requests by topic, longer
 texts put together from shorter ones, and prompts with a refusal. `written` are harmless questions, answers
-and pieces that the base model wrote itself when asked for nothing bad (after Magpie, arXiv 2406.08464). `canttalk` and `canttalk_distractors`, where listed, are users'
-turns and distractors of CantTalkAboutThis dialogues (arXiv 2404.03820). `aegis2_train_xref` and
-`aegis2_dv_sft`, where listed, are not the Aegis 2.0 data set but its flagged rows that other public sets
-carry.
+and pieces that the base model wrote itself when asked for nothing bad (after Magpie, arXiv 2406.08464).
+`canttalk` and `canttalk_distractors`, where listed, are users' turns and distractors of CantTalkAboutThis
+dialogues (arXiv 2404.03820). `aegis2_train_xref` and `aegis2_dv_sft`, where listed, are not the Aegis 2.0
+data set but its flagged rows that other public sets carry.
 
 ## Validation
 Held out from the training sources, calibrated on the same texts:

@@ -2,9 +2,9 @@
 harm.
 
 The public sets hold harmful requests of many styles and harmless ones of few, and a guard trained on them
-takes style for harm. An instruction-tuned base writes the missing half when it is asked for nothing bad: given
-no more than the opening of a user's turn it continues with what its users ask (Magpie, arXiv 2406.08464), it
-answers that, and it writes pieces about the subjects of data/written.toml.
+takes style for harm. An instruction-tuned base writes the missing half when it is asked for nothing bad:
+given no more than the opening of a user's turn it continues with what its users ask (Magpie, arXiv
+2406.08464), it answers that, and it writes pieces about the subjects of data/written.toml.
 """
 
 from __future__ import annotations
