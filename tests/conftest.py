@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from aegis_edge.encoding import ContentEncoder
@@ -16,6 +17,9 @@ from aegis_edge.policy import Category, Policy
 
 # Before Triton is imported: in this process its kernels are interpreted. Nothing else looks at it.
 os.environ["TRITON_INTERPRET"] = "1"
+
+settings.register_profile("aegis", deadline=None)  # a busy machine is no failure
+settings.load_profile("aegis")
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CORPUS = (

@@ -16,7 +16,7 @@ from aegis_edge.decision import Rating
 from aegis_edge.evaluate import curves
 from aegis_edge.evaluate.compare import compare, f1_interval
 from aegis_edge.evaluate.judge import Answer
-from aegis_edge.evaluate.metrics import expected_calibration_error
+from aegis_edge.evaluate.metrics import ece_by_chance, expected_calibration_error
 from aegis_edge.evaluate.summary import attribution, finite, summarise
 from aegis_edge.policy import Thresholds
 
@@ -201,3 +201,16 @@ def test_json_has_no_nan() -> None:
         "a": [None, 1.0, [None, "x"]],
         "b": 2,
     }
+
+
+def test_exact_probabilities_show_an_error_that_shrinks_with_their_number() -> None:
+    draws = np.random.default_rng(1)
+    p = draws.random(20_000)
+    few, many = ece_by_chance(p[:300]), ece_by_chance(p)
+    # 15 bins of n / 15: E|N(0, s)| = s sqrt(2 / pi), s^2 = p (1 - p) 15 / n; sqrt(p (1 - p)) is pi / 8 in the
+    # mean.
+    assert many == pytest.approx(math.pi / 8 * math.sqrt(2 / math.pi * 15 / 20_000), rel=0.1)
+    assert few == pytest.approx(many * math.sqrt(20_000 / 300), rel=0.2)
+    truth = draws.random(len(p)) < p
+    assert expected_calibration_error(p, truth) < 2 * many < expected_calibration_error(p**2, truth)
+    assert math.isnan(ece_by_chance([]))

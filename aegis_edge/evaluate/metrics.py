@@ -18,6 +18,7 @@ class Report(TypedDict):
     false_positive_rate: float
     auroc: float
     ece: float
+    ece_by_chance: float
 
 
 def auroc(probability: ArrayLike, truth: ArrayLike) -> float:
@@ -39,9 +40,26 @@ def expected_calibration_error(probability: ArrayLike, truth: ArrayLike, bins: i
     p, t = np.asarray(probability, float), np.asarray(truth, float)
     if not len(p):
         return float("nan")
+    return float(_gaps(p, t[None], bins)[0])
+
+
+def _gaps(p: np.ndarray, truths: np.ndarray, bins: int = 15) -> np.ndarray:
+    """The error of `p` [N] against each row of `truths` [K, N]: a bin's size times the difference of its
+    means is the difference of its sums.
+    """
     place = np.minimum((p * bins).astype(int), bins - 1)
-    gap = [abs(p[place == b].mean() - t[place == b].mean()) * (place == b).sum() for b in np.unique(place)]
-    return float(sum(gap) / len(p))
+    within = (place[:, None] == np.arange(bins)).astype(float)
+    return np.asarray(np.abs(truths @ within - p @ within).sum(1) / len(p))
+
+
+def ece_by_chance(probability: ArrayLike, draws: int = 200) -> float:
+    """The calibration error that probabilities which are exactly right would show on so few texts: the mean
+    over `draws` of labels drawn from them, seeded. What is measured can hardly be below it.
+    """
+    p = np.asarray(probability, float)
+    if not len(p):
+        return float("nan")
+    return float(_gaps(p, np.random.default_rng(0).random((draws, len(p))) < p).mean())
 
 
 def report(probability: ArrayLike, truth: ArrayLike, threshold: float = 0.5) -> Report:
@@ -64,4 +82,5 @@ def report(probability: ArrayLike, truth: ArrayLike, threshold: float = 0.5) -> 
         false_positive_rate=ratio(fp, fp + tn),
         auroc=auroc(p, t),
         ece=expected_calibration_error(p, t),
+        ece_by_chance=ece_by_chance(p),
     )

@@ -54,6 +54,7 @@ def _overall(guards: Sequence[Mapping[str, Any]]) -> Table:
         ("AUROC", "auroc"),
         ("AUPRC", "auprc"),
         ("expected calibration error (ECE)", "ece"),
+        ("ECE of exact probabilities on as many", "ece_by_chance"),
     ):
         lines.append((name, *(number(of["overall"][key]) for _, of in found)))
     for name, key in (("FPR at recall", "fpr_at_recall"), ("recall at FPR", "recall_at_fpr")):

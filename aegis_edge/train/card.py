@@ -43,10 +43,11 @@ dialogues (arXiv 2404.03820). `aegis2_train_xref` and `aegis2_dv_sft`, where lis
 data set but its flagged rows that other public sets carry.
 
 ## Validation
-Held out from the training sources, calibrated on the same texts:
+Held out from the training sources, calibrated on the same texts. The last column is the error of exact
+probabilities on as many texts:
 
-| slot | n | F1 | AUROC | false positive rate | recall | calibration error |
-|---|---|---|---|---|---|---|
+| slot | n | F1 | AUROC | false positive rate | recall | calibration error | by chance |
+|---|---|---|---|---|---|---|---|
 {table}
 
 Calibration: {calibration}.
@@ -67,7 +68,7 @@ Risk Gov Decision
 
 def card(base: str, facts: dict[str, Any], calibration: dict[str, dict[str, float]]) -> str:
     """The card of an adapter for `base`; facts as `Run.export` gathers them."""
-    keys = ("n", "f1", "auroc", "false_positive_rate", "recall", "ece")
+    keys = ("n", "f1", "auroc", "false_positive_rate", "recall", "ece", "ece_by_chance")
     rows = [
         f"| {name} | {int(f['n'])} | " + " | ".join(f"{f[k]:.3f}" for k in keys[1:]) + " |"
         for name, f in facts["validation"].items()
