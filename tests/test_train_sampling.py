@@ -162,6 +162,21 @@ def test_longer_texts_keep_the_harmful_parts_label() -> None:
     assert made == longer(rows, 20, seed=0) != longer(rows, 20, seed=1)
 
 
+def test_a_buried_prompt_stands_whole_between_sentences_and_decides() -> None:
+    sentences = [f"Sentence {n} is of no harm" for n in range(30)]
+    rows = [record("good", False), record("bad", True, "S1"), record(". ".join(sentences), False)]
+    made = [text for text in longer(rows, 40, seed=0) if text.source == "buried"]
+    assert len(made) == 40 and sum(bool(text.unsafe) for text in made) == 20
+    for text in made:
+        guest = "bad" if text.unsafe else "good"
+        assert all(text.prompt.count(s) == 1 for s in sentences) and text.prompt.split().count(guest) == 1
+        before, _, after = text.prompt.partition(guest)
+        assert (before.rstrip().endswith(".") or not before) and after.lstrip().startswith("Sentence")
+        assert text.categories.certain == (frozenset({"S1"}) if text.unsafe else frozenset())
+    assert len({text.prompt.index("bad") for text in made if text.unsafe}) > 5  # anywhere
+    assert not [t for t in longer(rows[:2], 40, seed=0) if t.source == "buried"]  # no prose
+
+
 def test_an_answer_of_unknown_harm_makes_no_transcript() -> None:
     assert not longer([pair("who knows", None, False), pair("nor here", False, None)], 20, seed=0)
 

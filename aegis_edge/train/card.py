@@ -34,7 +34,7 @@ steps ({varied:.0%}) are under another policy, and labels follow it: hazards lef
 renamed; everyday topics named ({topics} topics; {held_out} more are never trained on).
 
 Sources: {sources}. Of these, `generated`, `contrasts` and `topics` are the project's own, and `joined`,
-`threads`, `transcripts` and `refused` are put together from the others by it: templated
+`buried`, `threads`, `transcripts` and `refused` are put together from the others by it: templated
 harmless prompts that look alarming and a few that a policy does forbid, everyday requests by topic, longer
 texts put together from shorter ones, and prompts with a refusal. `written` are harmless questions, answers
 and pieces that the base model wrote itself when asked for nothing bad (after Magpie, arXiv 2406.08464).

@@ -2,6 +2,7 @@
 
 joined       two to five prompts one after another: harmless ones, and as many with one harmful part
 threads      two to eight texts of one source and label, as in a thread of comments or a list of requests
+buried       a prompt between the sentences of harmless prose, harmful in every second text
 transcripts  a prompt and its answer as one text, as in a log that is pasted whole
 """
 
@@ -56,6 +57,29 @@ def joined(records: Sequence[Record], count: int, rng: random.Random) -> list[Re
     return out
 
 
+def buried(records: Sequence[Record], count: int, rng: random.Random) -> list[Record]:
+    """Harmless prose, and within it a short prompt, in every second text a harmful one.
+
+    Both halves are disturbed alike: what differs is what was put in.
+    """
+    prose = [r for r in records if r.unsafe is False and len(r.prompt) >= PART and ". " in r.prompt]
+    guests = {
+        label: [r for r in records if r.unsafe is label and len(r.prompt) < PART] for label in (False, True)
+    }
+    if not prose or not all(guests.values()):
+        return []
+    out = []
+    for number in range(count):
+        host, guest = rng.choice(prose), rng.choice(guests[bool(number % 2)])
+        sentences = host.prompt.split(". ")
+        place = rng.randint(0, len(sentences) - 1)
+        before = "".join(f"{sentence}. " for sentence in sentences[:place])
+        between = rng.choice((" ", "\n\n"))
+        text = f"{before.rstrip()}{between}{guest.prompt}{between}{'. '.join(sentences[place:])}".strip()
+        out.append(_whole([guest], text, bool(number % 2), "buried"))
+    return out
+
+
 def threads(records: Sequence[Record], count: int, rng: random.Random) -> list[Record]:
     """Texts of one source and one label: all harmful, or all harmless."""
     pools: dict[tuple[str, bool], list[Record]] = defaultdict(list)
@@ -96,6 +120,7 @@ def transcripts(records: Sequence[Record], count: int, rng: random.Random) -> li
 
 KINDS: tuple[Callable[[Sequence[Record], int, random.Random], list[Record]], ...] = (
     joined,
+    buried,
     threads,
     transcripts,
 )
