@@ -1,5 +1,6 @@
 // The promise of the token tree: a node's logits depend on its own and its ancestors' ids alone. Not on the batch, its
 // order, the threads, the cache or what the tree held before; bit for bit.
+#include <numeric>
 #include <thread>
 
 #include "tiny_model.h"
@@ -116,6 +117,28 @@ TEST(any_batch_any_order_any_threads) {
 }
 
 // The comparison above can fail: under another parent, at another depth or after another token the logits differ.
+// More tokens than one pass takes: the batch is computed in parts, children in other parts than their parents.
+TEST(batches_larger_than_a_pass) {
+  const TinyModel tiny(Scheme::kInt8);
+  Spec spec(tiny.config());
+  Random random(53);
+  spec.nodes.clear();
+  for (int i = 0; i < 23; ++i) spec.nodes.push_back({random_ids(random, 20 + i, tiny.config().vocab), -1, {i, 19 + i}});
+  for (int i = 0; i < 23; ++i) spec.nodes.push_back({random_ids(random, 1 + i % 3, tiny.config().vocab), i, {0}});
+  for (int i = 0; i < 9; ++i) spec.nodes.push_back({random_ids(random, 2, tiny.config().vocab), 45 - i, {}});
+  std::vector<int> order(spec.nodes.size());
+  std::iota(order.begin(), order.end(), 0);
+  for_each_isa([&](const Kernels& k) {
+    about("%s", k.name);
+    const auto model = tiny.build(2);
+    const Logits alone = score(*model, spec, order, 1);
+    CHECK(same(score(*model, spec, order, order.size()), alone));
+    Spec other = spec;  // the inverse: another parent in another part
+    other.nodes[40].parent = 1;
+    CHECK(!same(score(*model, other, order, order.size()), alone));
+  });
+}
+
 TEST(other_ancestors_give_other_logits) {
   for (Scheme scheme : kSchemes) {
     const TinyModel tiny(scheme);

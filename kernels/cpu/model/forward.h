@@ -33,6 +33,7 @@ struct Model::Workspace {
   std::vector<int> segment_of;               // of each token
   std::vector<int32_t> low_of, slot_low_of;  // of each token and slot: its row of second digits, or -1
   std::vector<int64_t> ends;                 // of each segment: its depth past its last token
+  std::vector<int32_t> part_offsets, part_slots;  // of the part of a batch that is computed
   int positions = 0;                         // rows of cos and sin that are filled
 };
 

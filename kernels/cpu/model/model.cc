@@ -6,6 +6,14 @@
 #include "runtime/dispatch.h"
 
 namespace aegis {
+namespace {
+
+// Of a batch, computed in one pass: enough for every thread's matrix products, few enough that a layer's fp32 rows
+// (256 tokens of the 135M model: 0.6 MB of residual stream, 1.6 MB of MLP) stay in the L2 of two cores while all of
+// its operators go over them. The next pass reads the weights again, which the matrix products prefetch.
+constexpr int kPassTokens = 256;
+
+}  // namespace
 
 void Config::check() const {
   const auto require = [](bool ok, const char* what) {
@@ -97,14 +105,36 @@ void Model::check(const Tree& tree, const Batch& b) {
       fail("slots must be increasing indices of the batch's tokens");
 }
 
+// The segments from `first` on that are computed side by side, and their slots, from `slot` on.
+Batch Model::next_part(const Batch& b, int first, int slot) {
+  const int base = b.offsets[first];
+  int last = first + 1;
+  while (last < b.segments && b.offsets[last + 1] - base <= kPassTokens) ++last;
+  if (first == 0 && last == b.segments) return b;
+  auto& offsets = workspace_->part_offsets;
+  auto& slots = workspace_->part_slots;
+  offsets.clear();
+  slots.clear();
+  for (int s = first; s <= last; ++s) offsets.push_back(b.offsets[s] - base);
+  for (int i = slot; i < b.slot_count && b.slots[i] < b.offsets[last]; ++i) slots.push_back(b.slots[i] - base);
+  return {b.ids + base,  offsets.data(),          b.parents + first, last - first,
+          slots.data(), static_cast<int>(slots.size()), b.fine};
+}
+
 void Model::extend(Tree& tree, const Batch& batch, float* logits, float* hidden) {
   pool_.check_process();
   std::lock_guard<std::mutex> lock(mutex_);
   check(tree, batch);
   const int before = tree.size();
   try {
-    Forward forward(*this, tree, batch, logits, hidden);
-    pool_.run(forward);
+    for (int s = 0, slot = 0; s < batch.segments;) {
+      const Batch part = next_part(batch, s, slot);
+      Forward forward(*this, tree, part, logits + static_cast<size_t>(slot) * static_cast<size_t>(config_.rows),
+                      hidden == nullptr ? nullptr : hidden + static_cast<size_t>(slot) * static_cast<size_t>(config_.hidden));
+      pool_.run(forward);
+      s += part.segments;
+      slot += part.slot_count;
+    }
   } catch (...) {  // out of memory while preparing, or forked: the pass itself does not throw
     tree.truncate(before);
     throw;

@@ -62,6 +62,7 @@ class Model {
  private:
   friend class Forward;
   void check(const Tree& tree, const Batch& batch);
+  Batch next_part(const Batch& batch, int first, int slot);
 
   Config config_;
   const Kernels& kernels_;
