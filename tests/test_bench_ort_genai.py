@@ -1,0 +1,68 @@
+"""ONNX Runtime GenAI as a peer, where it is installed (it comes with the `bench` extra)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_artifact import write_tiny
+from tokenizers import Tokenizer
+
+from aegis_edge.artifact import Artifact
+from aegis_edge.bench import parent
+from aegis_edge.bench.contender import Source
+from aegis_edge.bench.scorers import find
+from aegis_edge.errors import ScorerError
+from aegis_edge.families import Plan
+from aegis_edge.policy import Policy
+from aegis_edge.scoring import Segment
+
+for module in ("onnxruntime_genai", "onnx", "onnx_ir"):
+    pytest.importorskip(module, reason=f"{module} is not installed: pip install '.[bench]'")
+
+
+@pytest.fixture(scope="module")
+def source(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer, tiny_plan: Plan, tiny_policy: Policy
+) -> Source:
+    top: Path = tmp_path_factory.mktemp("ort_genai")
+    decoder = write_tiny(top / "guard", tiny_tokenizer, tiny_plan, tiny_policy)
+    (top / "parent").mkdir()
+    parent.save(decoder, top / "parent")
+    artifact = Artifact.open(top / "guard")
+    head = {part: artifact.tensor(f"head.{part}") for part in ("weight", "bias")}
+    np.savez(top / "parent" / "head.npz", **head)
+    return Source(top / "guard", top / "parent", top)
+
+
+@pytest.mark.parametrize(("bits", "least"), [("int8", 0.98), ("int4", 0.8)])
+def test_it_scores_like_the_reference(source: Source, bits: str, least: float) -> None:
+    """As far as rounding allows on a random model; the policy is seen, and cached it gives the same."""
+    contender = find([f"ort_genai-{bits}"])[0]
+    assert contender.missing() is None
+    contender.prepare(source)
+    segments = [
+        Segment(np.arange(5, 25, dtype=np.int32), 0),
+        Segment(np.array([9], np.int32), 1, (0,)),
+        Segment(np.array([30, 31, 32], np.int32), 2, (2, 0)),
+        Segment(np.arange(40, 47, dtype=np.int32), 0, (6,)),
+    ]
+    right = parent.reference(source.parent, source.root).tree().extend(segments)
+    scorer = contender.load(source, 1)
+    found = scorer.tree().extend(segments)
+    assert found.shape == right.shape
+    assert np.corrcoef(found.ravel(), right.ravel())[0, 1] > least
+    np.testing.assert_allclose(scorer.tree().extend(segments), found, atol=0.02 * found.std())
+    other = scorer.tree(source.root[: len(source.root) // 2]).extend(segments)
+    assert np.abs(other - found).max() > 0.1
+
+
+def test_a_builder_that_fails_is_an_error_with_its_last_words(source: Source) -> None:
+    contender = find(["ort_genai-int4"])[0]
+    broken = Source(source.guard, source.parent.parent / "broken", source.work)
+    broken.parent.mkdir(exist_ok=True)
+    (broken.parent / "config.json").write_text((source.parent / "config.json").read_text())
+    (broken.parent / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ScorerError, match="builder failed on int4"):
+        contender.prepare(broken)
