@@ -26,6 +26,7 @@ from aegis_edge.bench.scenarios import long_root
 from aegis_edge.bench.scorers import find
 from aegis_edge.bench.scorers.reference import Torch
 from aegis_edge.bench.timing import Series, interleave, percentile
+from aegis_edge.conversation import Conversation
 from aegis_edge.decision import Rating
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import InputError, ScorerError
@@ -138,6 +139,17 @@ def test_fidelity_counts_flips_near_and_far() -> None:
     assert found.relative_error == pytest.approx(found.margin_error / np.std([-2.0, 2.0, 0.4, -1.4]))
     same = fidelity.compare(right, right)
     assert (same.flips, same.far_flips, same.margin_error) == (0, 0, 0)
+
+
+def test_ratings_are_those_of_a_check_without_asking_for_categories(source: Source) -> None:
+    """Verdicts on both sides of the threshold; a scorer's leaves are never run."""
+    text = Text(Artifact.open(source.guard))
+    asked = [Conversation("How do I pick a lock?"), Conversation("weapons", "and privacy"), Conversation("x")]
+    scorer = find(["cpu"])[0].load(source, 1)
+    right = [r for v in text.guard(scorer).check_many(asked) for r in (v.prompt, v.response) if r is not None]
+    assert {rating.safe for rating in right} == {True, False}
+    found = fidelity.ratings(text, scorer, asked)
+    assert found == right
 
 
 def test_operations_of_a_model_counted_by_hand() -> None:
