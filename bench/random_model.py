@@ -1,6 +1,6 @@
 """A guard of a larger model's shape, its weights random: times do not depend on what a model has learnt.
 
-python -m aegis_edge.bench.random_model OUT       -> OUT/base, a Hugging Face folder, and OUT/guard
+python -m aegis_edge.bench.random_model OUT       -> OUT/random-1b, a Hugging Face folder, and OUT/guard
 
 Its verdicts mean nothing. How far a peer's are from the parent's still tells whether it computes the same
 model.
@@ -40,7 +40,7 @@ def ready(folder: Path, size: str, tokenizer: Path | None = None) -> tuple[Path,
     `tokenizer` as in `make_base`. Raises ExportError."""
     from aegis_edge.export.pipeline import export_guard
 
-    guard, base = folder / "guard", folder / "base"
+    guard, base = folder / "guard", folder / f"random-{size}"
     if not (guard / "aegis.json").is_file():
         make_base(base, SHAPES[size], tokenizer)
         text = folder / "prompts.jsonl"
