@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,32 @@ def test_it_scores_like_the_reference(source: Source, bits: str, least: float) -
     np.testing.assert_allclose(scorer.tree().extend(segments), found, atol=0.02 * found.std())
     other = scorer.tree(source.root[: len(source.root) // 2]).extend(segments)
     assert np.abs(other - found).max() > 0.1
+
+
+def test_a_prompt_asked_again_is_computed_again(source: Source) -> None:
+    """Only the policy stays from one call to the next; else a repeated check would be timed as one token."""
+    contender = find(["ort_genai-int8"])[0]
+    contender.prepare(source)
+    scorer = contender.load(source, 1)
+    engine, run = scorer._engine, []  # type: ignore[attr-defined]
+    inner = engine._generator
+
+    class Recording:
+        def append_tokens(self, ids: np.ndarray) -> None:
+            run.append(len(ids))
+            inner.append_tokens(ids)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inner, name)
+
+    engine._generator = Recording()
+    tree, prompt = scorer.tree(), np.arange(5, 25, dtype=np.int32)
+    leaves = [Segment(np.array([9], np.int32), 1, (0,)), Segment(np.array([10, 11], np.int32), 1, (1,))]
+    first = tree.extend([Segment(prompt, 0), *leaves])
+    assert run == [len(source.root) + 21, 2]  # the second leaf shares the prompt
+    tree.truncate(1)
+    np.testing.assert_array_equal(tree.extend([Segment(prompt, 0), *leaves]), first)
+    assert run[2:] == [21, 2]
 
 
 def test_a_builder_that_fails_is_an_error_with_its_last_words(source: Source) -> None:

@@ -1,8 +1,9 @@
 """ONNX Runtime GenAI: the parent through its own model builder, int4 and int8 weights at accuracy level 4.
 
 Hidden states are an output beside the logits, and the label rows are applied to them in fp32. The LM head,
-which GenAI insists on, multiplies the last token alone. What a sequence shares with the one before it, the
-policy at least, stays in the generator's cache. Several conversations run one after another.
+which GenAI insists on, multiplies the last token alone. The policy stays in the generator's cache, and within
+a call what a sequence shares with the one before it: the same prompt asked again is computed again. Several
+conversations run one after another.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from aegis_edge.bench.contender import Contender, Source
-from aegis_edge.bench.paths import HiddenArray, PathScorer
+from aegis_edge.bench.paths import HiddenArray, PathScorer, shared
 from aegis_edge.errors import ScorerError
 from aegis_edge.scoring import IdArray, Scorer
 
@@ -103,22 +104,16 @@ class OrtGenai:
 
     def run(self, prefix: IdArray, paths: Sequence[IdArray], slots: Sequence[Sequence[int]]) -> HiddenArray:
         found = []
+        known = len(prefix)
         for path, own in zip(paths, slots, strict=True):
             ids = np.concatenate([prefix, path]).astype(np.int32)
             # Every slot has to be among the tokens that are run now.
-            kept = min(_shared(self._held, ids), len(prefix) + own[0])
+            kept = min(shared(self._held, ids), len(prefix) + own[0], known)
             if kept < len(self._held):
                 self._generator.rewind_to(kept)
             self._held = np.empty(0, np.int32)  # unknown, should the call fail
             self._generator.append_tokens(ids[kept:])
-            self._held = ids
+            self._held, known = ids, len(ids)
             hidden = self._generator.get_output("hidden_states")[0]
             found.append(hidden[[len(prefix) + slot - kept for slot in own]])
         return np.concatenate(found).astype(np.float32, copy=False)
-
-
-def _shared(one: IdArray, other: IdArray) -> int:
-    """Ids that both begin with."""
-    least = min(len(one), len(other))
-    different = np.flatnonzero(one[:least] != other[:least])
-    return int(different[0]) if len(different) else least
