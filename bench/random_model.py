@@ -36,7 +36,7 @@ MEASURED = 8  # prompts on which the export says how far it moved
 
 
 def ready(folder: Path, size: str, tokenizer: Path | None = None) -> tuple[Path, Path]:
-    """(guard, base) in `folder`, made on the first call: minutes, 8 GB on disk, 14 GB of memory for "1b".
+    """(guard, base) in `folder`, made on the first call: minutes, 3 GB on disk, 10 GB of memory for "1b".
     `tokenizer` as in `make_base`. Raises ExportError."""
     from aegis_edge.export.pipeline import export_guard
 
