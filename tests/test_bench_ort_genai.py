@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from aegis_edge.artifact import Artifact
 from aegis_edge.bench import parent
 from aegis_edge.bench.contender import Source
-from aegis_edge.bench.scorers import find
+from aegis_edge.bench.scorers import find, ort_genai
 from aegis_edge.errors import ScorerError
 from aegis_edge.families import Plan
 from aegis_edge.policy import Policy
@@ -38,8 +38,12 @@ def source(
 
 
 @pytest.mark.parametrize(("bits", "least"), [("int8", 0.98), ("int4", 0.8)])
-def test_it_scores_like_the_reference(source: Source, bits: str, least: float) -> None:
-    """As far as rounding allows on a random model; the policy is seen, and cached it gives the same."""
+def test_it_scores_like_the_reference(
+    source: Source, bits: str, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as rounding allows on a random model; the policy is seen, and cached it gives the same. The
+    builder's k_quant fails on matrices as small as these: int4 is rounded its plain way here."""
+    monkeypatch.setitem(ort_genai.VARIANTS, "int4", ())
     contender = find([f"ort_genai-{bits}"])[0]
     assert contender.missing() is None
     contender.prepare(source)
