@@ -42,7 +42,7 @@ test-arm: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	git ls-files 'kernels/*.h' 'kernels/*.c' 'kernels/*.cc' 'tests/cpp/*.h' 'tests/cpp/*.cc' | xargs $(RUN)/clang-format --dry-run --Werror
+	git ls-files 'kernels/*.h' 'kernels/*.c' 'kernels/*.cc' 'tests/cpp/*.h' 'tests/cpp/*.cc' 'bench/*.cc' | xargs $(RUN)/clang-format --dry-run --Werror
 	$(MAKE) types
 	$(RUN)/python -m nanobind.stubgen -q -m aegis_edge._native -o build/_native.pyi
 	diff -u aegis_edge/_native.pyi build/_native.pyi
@@ -60,7 +60,7 @@ stub: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
-	git ls-files 'kernels/*.h' 'kernels/*.c' 'kernels/*.cc' 'tests/cpp/*.h' 'tests/cpp/*.cc' | xargs $(RUN)/clang-format -i
+	git ls-files 'kernels/*.h' 'kernels/*.c' 'kernels/*.cc' 'tests/cpp/*.h' 'tests/cpp/*.cc' 'bench/*.cc' | xargs $(RUN)/clang-format -i
 
 bench: $(VENV)/.dev $(GUARD)/aegis.json
 	$(RUN)/aegis-edge bench --guard $(GUARD) --out bench-results

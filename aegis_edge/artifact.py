@@ -6,7 +6,6 @@ differs, a tensor of another shape, a scale that is zero. docs/artifact.md is th
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy as np
 from aegis_edge.errors import ArtifactError
 from aegis_edge.manifest import POLICY, check_manifest
 from aegis_edge.scoring.vocabulary import Vocabulary
-from aegis_edge.tensorfile import TensorFile, TensorInfo, open_regular, parse_json, read_small
+from aegis_edge.tensorfile import TensorFile, TensorInfo, open_regular, parse_json, read_small, sha256
 
 MANIFEST = "aegis.json"
 MODEL = "model.safetensors"
@@ -47,7 +46,7 @@ class Artifact:
         """Open a folder written by `aegis-edge export`; raises ArtifactError for anything that is not exactly
         what its manifest says.
 
-        verify=False leaves the SHA-256 of the files (0.2 s for the 135M guard) to `verify`, nothing else.
+        verify=False leaves the SHA-256 of the files (0.1 s for the 135M guard) to `verify`, nothing else.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -68,9 +67,15 @@ class Artifact:
         return cls(folder, manifest, model, policy)
 
     def verify(self) -> None:
-        """Compare every file with its SHA-256; raises ArtifactError. Releases the GIL while it reads."""
+        """Compare every file with its SHA-256; raises ArtifactError. Of the tensors it is the files that were
+        opened, which are those that are read. Releases the GIL while it reads."""
+        opened = {MODEL: self._model, POLICY: self._policy}
         for name, entry in self.manifest["files"].items():
-            _check_file(self.path / name, entry, verify=True)
+            file = opened.get(name)
+            if file is None:
+                _check_file(self.path / name, entry, verify=True)
+            else:
+                _check_digest(name, file.sha256(), entry)
 
     def tensor_names(self) -> tuple[str, ...]:
         """Names in model.safetensors."""
@@ -187,17 +192,21 @@ def _check_listing(folder: Path, files: dict[str, Any]) -> None:
 
 def _check_file(path: Path, entry: dict[str, Any], verify: bool) -> None:
     descriptor, size = open_regular(path)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    with os.fdopen(descriptor, "rb", buffering=0):
         if size != entry["bytes"]:
             raise ArtifactError(
                 f"{path.name}: {size} bytes, its manifest says {entry['bytes']}",
                 hint="the file is incomplete or altered",
             )
-        if verify and hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-            raise ArtifactError(
-                f"{path.name}: its SHA-256 is not the manifest's",
-                hint="the file is damaged or altered; export again",
-            )
+        if verify:
+            _check_digest(path.name, sha256(descriptor, size, path.name), entry)
+
+
+def _check_digest(name: str, digest: str, entry: dict[str, Any]) -> None:
+    if digest != entry["sha256"]:
+        raise ArtifactError(
+            f"{name}: its SHA-256 is not the manifest's", hint="the file is damaged or altered; export again"
+        )
 
 
 def _check_config(folder: Path, model: dict[str, Any]) -> None:

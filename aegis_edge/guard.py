@@ -106,12 +106,14 @@ class Guard:
             raise ScorerError(f"unknown scorer {scorer!r}", hint=f"scorers: {', '.join(SCORERS)}")
         limits = Limits(window, max_tokens, refuse_long)
         artifact = Artifact.open(find_guard() if path is None else path, verify=False)
-        with ThreadPoolExecutor(1) as pool:  # hashing and unpacking, side by side, take half of the time
+        with ThreadPoolExecutor(1) as pool:
             verified = pool.submit(artifact.verify)
             try:
+                # First the tokenizer: its parser keeps the GIL, which hashing does not need but packing does.
+                encoder = ContentEncoder.from_json(artifact.tokenizer_json())
                 vocabulary = artifact.vocabulary() if label_mass else None
                 engine = open_scorer(artifact, scorer, threads, vocabulary)
-                return cls.from_artifact(artifact, engine, policy, limits)
+                return cls.from_artifact(artifact, engine, policy, limits, encoder)
             finally:
                 verified.result()  # a damaged file is told as such, whatever else it led to
 
@@ -122,8 +124,10 @@ class Guard:
         scorer: Scorer,
         policy: Policy | None = None,
         limits: Limits | None = None,
+        encoder: ContentEncoder | None = None,
     ) -> Guard:
-        """The guard of an opened artefact, over a scorer made from it."""
+        """The guard of an opened artefact, over a scorer made from it; `encoder`: the artefact's, if there is
+        one already."""
         manifest = artifact.manifest
         plan = Plan.from_json(manifest["family"]["plan"])
         if list(plan.rows) != manifest["head"]["rows"]:
@@ -132,7 +136,7 @@ class Guard:
             own = Policy.from_dict(manifest["policy"])
         except PolicyError as error:
             raise ArtifactError(f"aegis.json: policy: {error}") from error
-        encoder = ContentEncoder.from_json(artifact.tokenizer_json())
+        encoder = encoder or ContentEncoder.from_json(artifact.tokenizer_json())
         calibration = read_calibration(manifest["calibration"])
         section = manifest["family"]
         spoken = family_of(section).spoken if "spoken" in section else None

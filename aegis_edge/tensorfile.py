@@ -7,6 +7,7 @@ names; the whole format is one JSON header.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
@@ -64,6 +65,10 @@ class TensorFile:
 
     def __del__(self) -> None:
         self.close()
+
+    def sha256(self) -> str:
+        """Hex SHA-256 of the file that is open, whatever stands at its path by now. Raises ArtifactError."""
+        return sha256(self._descriptor, self.bytes, self.path.name)
 
     def read(self, name: str) -> np.ndarray:
         """A fresh array of one tensor (bf16 as uint16)."""
@@ -149,6 +154,21 @@ def open_regular(path: Path) -> tuple[int, int]:
         os.close(descriptor)
         raise ArtifactError(f"{path.name} is not a regular file")
     return descriptor, found.st_size
+
+
+def sha256(descriptor: int, size: int, name: str) -> str:
+    """Hex SHA-256 of an open file of `size` bytes; raises ArtifactError where it has become shorter.
+
+    One call over a mapping, so that the GIL is released once for all of it: read in pieces, it would wait for
+    the GIL at each while the tokenizer, whose parser keeps it, is loaded beside it.
+    """
+    if size == 0:  # which can not be mapped
+        return hashlib.sha256().hexdigest()
+    try:
+        with mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as whole:
+            return hashlib.sha256(whole).hexdigest()
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{name}: can not be hashed: {error}") from error
 
 
 def read_small(path: Path, limit: int) -> bytes:

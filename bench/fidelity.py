@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from aegis_edge.bench.guards import NEVER, Text
 from aegis_edge.conversation import Conversation
 from aegis_edge.decision import Rating
-from aegis_edge.guard import Guard
+from aegis_edge.scoring import Scorer
 
 # A flip where the parent's probability is outside of these is no near tie.
 NEAR = (0.3, 0.7)
@@ -42,10 +43,21 @@ class Fidelity:
         return asdict(self) | {"relative_error": self.relative_error}
 
 
-def ratings(guard: Guard, conversations: Sequence[Conversation]) -> list[Rating]:
-    """What a guard makes of each turn, prompts and responses in order."""
-    verdicts = guard.check_many(conversations)
-    return [rating for v in verdicts for rating in (v.prompt, v.response) if rating is not None]
+def ratings(text: Text, scorer: Scorer, conversations: Sequence[Conversation]) -> list[Rating]:
+    """What a guard makes of each turn, prompts and responses in order.
+
+    Where the verdict decides, categories are not asked for: an engine without a token tree would run the
+    whole prompt again for each.
+    """
+    if text.decider().by_categories:
+        verdicts = text.guard(scorer).check_many(conversations)
+        return [rating for v in verdicts for rating in (v.prompt, v.response) if rating is not None]
+    limits = text.policy.thresholds
+    found: list[Rating] = []
+    for verdict in text.guard(scorer, NEVER).check_many(conversations):
+        turns = (verdict.prompt, limits.prompt), (verdict.response, limits.response)
+        found += [replace(turn, safe=turn.probability < limit) for turn, limit in turns if turn is not None]
+    return found
 
 
 def compare(parent: Sequence[Rating], guard: Sequence[Rating]) -> Fidelity:

@@ -109,3 +109,10 @@ class PathTree:
             chain.append(node)
             node = self._shape.parents[node]
         return chain[::-1]
+
+
+def shared(one: IdArray, other: IdArray) -> int:
+    """Ids that both begin with, int32 [n] each."""
+    least = min(len(one), len(other))
+    different = np.flatnonzero(one[:least] != other[:least])
+    return int(different[0]) if len(different) else least

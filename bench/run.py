@@ -12,7 +12,7 @@ from typing import Any
 
 from aegis_edge import __version__, machine
 from aegis_edge.artifact import Artifact
-from aegis_edge.bench import fidelity, isolated, limits, parent, prompts
+from aegis_edge.bench import fidelity, isolated, length, limits, parent, prompts
 from aegis_edge.bench.contender import Contender, Source
 from aegis_edge.bench.guards import NEVER, Text
 from aegis_edge.bench.scenarios import BATCH, LENGTHS, Scenario, scenarios
@@ -89,7 +89,9 @@ def run(settings: Settings, progress: Progress) -> list[Row]:
     rows += _fidelity(text, scorers, source, settings, progress)
     peaks = [machine.peaks(threads)]
     rows += _timing(text, scorers, settings, progress, peaks, threads)
+    rows += length.rows([row for row in rows if row["kind"] == "time"])
     rows += _stages(text, scorers, settings, progress)
+    rows += _bindings(text, scorers, settings, progress)
     peaks.append(machine.peaks(threads))
     # The best of all measurements: another process may have slowed down one of them.
     best = {key: max(peak[key] for peak in peaks) for key in peaks[0]}
@@ -135,10 +137,9 @@ def _fidelity(
     rated: dict[str, list[Rating]] = {}
     with progress.steps("comparing verdicts", len(batches) * (1 + len(scorers))) as done:
         for name, scorer in {"": parent.reference(source.parent, source.root), **scorers}.items():
-            guard = text.guard(scorer)
             rated[name] = []
             for batch in batches:
-                rated[name] += fidelity.ratings(guard, batch)
+                rated[name] += fidelity.ratings(text, scorer, batch)
                 done()
     text_of = settings.prompts.name if settings.prompts else "generated"
     return [
@@ -228,6 +229,23 @@ def _stages(text: Text, scorers: dict[str, Scorer], settings: Settings, progress
                 ]
                 done()
     return rows
+
+
+def _bindings(text: Text, scorers: dict[str, Scorer], settings: Settings, progress: Progress) -> list[Row]:
+    """Of the shortest check; only where the compiled runtime takes part."""
+    from aegis_edge.bench import binding
+    from aegis_edge.scoring.cpu import CpuScorer
+
+    found = []
+    for name, scorer in scorers.items():
+        if isinstance(scorer, CpuScorer):
+            calls, absent = binding.bindings(scorer, settings.work)
+            if absent:
+                progress.say(f"the binding through pybind11 is left out: {absent}")
+            ids = text.encoder.encode(prompts.of_length(text.encoder, min(settings.lengths)))
+            rows = binding.measure(calls, ids, settings.rounds)
+            found += [{"scorer": name, **row} for row in rows]
+    return found
 
 
 def _revision() -> str | None:

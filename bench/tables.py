@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aegis_edge.bench.length import FROM, TO
 from aegis_edge.bench.stages import STAGES
 from aegis_edge.cli.output import size
 
@@ -25,7 +26,8 @@ class Table:
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     """The report's tables, in order; those without a row are left out."""
-    found = [_fidelity(rows), *_times(rows), _stages(rows), _costs(rows), _details(rows)]
+    found = [_fidelity(rows), *_times(rows), _lengths(rows), _stages(rows), _bindings(rows), _costs(rows)]
+    found.append(_details(rows))
     return [table for table in found if table.lines]
 
 
@@ -93,6 +95,43 @@ def _time(title: str, found: Sequence[Row], rows: Sequence[Row]) -> Table:
         lines.append(("machine's limit", "", *(milliseconds(float(limits[name] or 0)) for name in names)))
     note = f"Median milliseconds end to end, tokenising included; in brackets as a multiple of {first}'s."
     return Table(title, note, ("scorer", "flips", *names), tuple(lines))
+
+
+def _lengths(rows: Sequence[Row]) -> Table:
+    under = {"policy": "the guard's own", "bare": "none"}
+    found = of_kind(rows, "length")
+    shown = found[0]["tokens"] if found else []
+    return Table(
+        "Cost against length",
+        f"Microseconds a token; growth of that from {FROM} to {TO} tokens; attention's share of the longest, "
+        "fitted as what grows with the keys looked at; deviation: the largest from linear beyond it.",
+        ("scorer", "policy", *(f"{n} tokens" for n in shown), "growth", "attention", "deviation"),
+        tuple(
+            (
+                row["scorer"],
+                under[row["group"]],
+                *(milliseconds(value) for value in row["per_token_us"]),
+                *(f"{row[key]:.1%}" for key in ("growth", "attention_share", "deviation")),
+            )
+            for row in found
+        ),
+    )
+
+
+def _bindings(rows: Sequence[Row]) -> Table:
+    found = of_kind(rows, "binding")
+    value = {(row["binding"], row["call"]): row["p50_us"] for row in found}
+    tokens = found[0]["tokens"] if found else 0
+    return Table(
+        "What the binding costs",
+        "The same calls through three bindings, median microseconds: one with nothing to do, and a check's "
+        f"pass over {tokens} tokens.",
+        ("binding", "trivial", "real"),
+        tuple(
+            (name, f"{value[name, 'trivial']:.2f}", f"{value[name, 'real']:.1f}")
+            for name in dict.fromkeys(row["binding"] for row in found)
+        ),
+    )
 
 
 def _stages(rows: Sequence[Row]) -> Table:

@@ -19,11 +19,13 @@ def model_card(build: Build, size: int) -> str:
     worst = sorted(build.errors.items(), key=lambda item: -item[1])[:5]
     layers = "\n".join(f"| {name} | {error:.2%} |" for name, error in worst)
     trained = f"the LoRA adapter `{adapter['name']}` merged in" if adapter else "no adapter"
+    is_nearest = build.provenance.get("rounding") == "nearest"
+    nearest = ", rounded to nearest without calibration" if is_nearest else ""
     return f"""{front_matter(build)}
 # Guard on {base["model"]}
 
 A guard for prompts and responses of language models, made by `aegis-edge export`: {base["model"]} with
-{trained}, family `{build.family.name}`, {_SCHEMES[build.scheme]} ({size / 1e6:.0f} MB).
+{trained}, family `{build.family.name}`, {_SCHEMES[build.scheme]}{nearest} ({size / 1e6:.0f} MB).
 It answers safe or unsafe with a probability, and the violated categories. It runs in `aegis-edge`; the
 weights are laid out for that runtime (aegis.json says how).
 

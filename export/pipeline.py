@@ -29,7 +29,15 @@ from aegis_edge.export.calibration import PACKAGED, flat_text, load_calibration
 from aegis_edge.export.chat import check_ids, speak
 from aegis_edge.export.merge import Parent, load_parent
 from aegis_edge.export.rotate import fold_norms, rotate
-from aegis_edge.export.simulate import ROTATED, SCHEMES, Fidelity, fidelity, margins, quantise_trunk
+from aegis_edge.export.simulate import (
+    ROTATED,
+    ROUNDINGS,
+    SCHEMES,
+    Fidelity,
+    fidelity,
+    margins,
+    quantise_trunk,
+)
 from aegis_edge.export.targets import Build, get_target, scheme_for
 from aegis_edge.export.trunk import PROJECTIONS, keep_vocabulary, trunk_of
 from aegis_edge.export.write import atomic_folder, refuse_existing
@@ -72,6 +80,7 @@ def export_guard(
     *,
     out: str | Path,
     quantize: str | None = None,
+    rounding: str = "gptq",
     target: str = "aegis",
     calibration: str | Path | None = None,
     force: bool = False,
@@ -84,6 +93,7 @@ def export_guard(
     family       "aegis-edge", a built-in recipe's name, or a .toml file (aegis_edge/families/README.md)
     policy       None: the 23 Aegis 2.0 categories
     quantize     "w8a8", "w4a8", "bf16" or another scheme that the target takes; None: the target's first
+    rounding     of w8a8: "gptq", against the calibration text, or "nearest", which is quick
     target       "aegis", this project's runtime, or the engine to write for: see targets/
     calibration  a text file (see calibration.py); None: the text that ships with the project
     force        replace an artefact at `out`, which stays in place until the new one is whole
@@ -95,6 +105,10 @@ def export_guard(
     out = Path(out).expanduser()
     engine = get_target(target)
     scheme = scheme_for(target, engine, quantize)
+    if rounding not in ROUNDINGS:
+        raise ExportError(f"unknown rounding {rounding!r}", hint=f"one of {', '.join(ROUNDINGS)}")
+    if rounding == "nearest" and scheme != "w8a8":
+        raise ExportError(f"--rounding nearest is for w8a8, not {scheme}", hint="leave --rounding out")
     recipe = find_recipe(family)
     rules = policy or Policy.default()
     refuse_existing(out.absolute(), force)  # before minutes of work, not after
@@ -128,6 +142,7 @@ def export_guard(
                 text,
                 scheme,
                 lambda _: progress.advance(task),
+                rounding=rounding,
                 trained=parent.head.kind == "trained",
                 kept=engine.kept,
             )
@@ -137,9 +152,12 @@ def export_guard(
             "adapter": adapter,
             "family": family,
             "quantize": scheme,
+            "rounding": None if rounding == "gptq" else rounding,
             "target": target,
         }
         provenance = _provenance(parent, arguments, text_file, len(conversations))
+        if scheme in ROTATED:
+            provenance["rounding"] = rounding
         build = Build(parent, guard, asked, plan, rules, scheme, moved, errors, provenance)
         with _step(progress, "Writing"), atomic_folder(out, force) as target_folder:
             engine.write(build, target_folder)

@@ -164,9 +164,26 @@ def test_what_was_checked_is_what_is_read(artefacts, tmp_path):
     np.testing.assert_array_equal(artifact.tensor(f"{QKV}.weight"), expected)
 
 
+def test_what_is_read_is_what_is_hashed(artefacts, tmp_path):
+    """A good file renamed over a bad one that is open does not clear it, nor a bad one condemn a good one."""
+    folder = spoilt(artefacts, tmp_path, flip(MODEL, -1))
+    artifact = Artifact.open(folder, verify=False)
+    shutil.copy(artefacts["w8a8"] / MODEL, tmp_path / "good")
+    (tmp_path / "good").rename(folder / MODEL)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: its SHA-256"):
+        artifact.verify()
+    artifact = Artifact.open(folder, verify=False)
+    shutil.copy(folder / MODEL, tmp_path / "bad")
+    flip(tmp_path / "bad", -1)(folder)
+    (tmp_path / "bad").rename(folder / MODEL)
+    artifact.verify()
+
+
 def test_a_file_shortened_while_open_is_an_error(artefacts, tmp_path):
     folder = spoilt(artefacts, tmp_path, lambda f: None)
-    artifact = Artifact.open(folder)
+    artifact = Artifact.open(folder, verify=False)
     os.truncate(folder / MODEL, 1000)
+    with pytest.raises(ArtifactError, match="can not be hashed"):
+        artifact.verify()
     with pytest.raises(ArtifactError, match="ends early"):
         artifact.check_values()

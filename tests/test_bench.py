@@ -24,8 +24,10 @@ from aegis_edge.bench.paths import PathScorer
 from aegis_edge.bench.run import Progress, Settings, run
 from aegis_edge.bench.scenarios import long_root
 from aegis_edge.bench.scorers import find
+from aegis_edge.bench.scorers.llama_cpp import LlamaCpp, LlamaCppScorer
 from aegis_edge.bench.scorers.reference import Torch
 from aegis_edge.bench.timing import Series, interleave, percentile
+from aegis_edge.conversation import Conversation
 from aegis_edge.decision import Rating
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import InputError, ScorerError
@@ -72,6 +74,29 @@ def test_sequences_score_like_the_tree(source: Source, cached: bool) -> None:
     np.testing.assert_allclose(sequences.extend(first), right.extend(first), atol=2e-4)
     second = [_segment([50, 51], 3, 1), _segment([52], 6, 0)]
     np.testing.assert_allclose(sequences.extend(second), right.extend(second), atol=2e-4)
+
+
+def test_llama_cpp_keeps_the_policy_and_computes_a_prompt_again() -> None:
+    """A repeated check must not be timed as one token. What is handed to the package counts."""
+
+    class Llama:
+        def __init__(self) -> None:
+            self.input_ids, self.n_tokens, self.run = np.zeros(64, np.intc), 0, list[int]()
+            self._ctx = SimpleNamespace(get_logits=lambda: [0.5, 1.5])
+
+        def eval(self, ids: list[int]) -> None:
+            self.input_ids[self.n_tokens : self.n_tokens + len(ids)] = ids
+            self.n_tokens += len(ids)
+            self.run.append(len(ids))
+
+    engine = LlamaCpp.__new__(LlamaCpp)
+    engine._llama, engine.policies = Llama(), set()
+    scorer = LlamaCppScorer(engine, [0, 1], [0.0, 0.0], np.array([1, 2, 3], np.int32), 64, 64)
+    segments = [_segment([7, 8], 0), _segment([9], 1, 0), _segment([10, 11], 1, 1)]
+    for tree in (scorer.tree(), scorer.tree(), scorer.tree(np.array([1], np.int32)), scorer.tree()):
+        assert tree.extend(segments).tolist() == [[0.5, 1.5]] * 2
+    # The policy and a leaf, the other leaf; without the policy; under another one; under the first again.
+    assert engine._llama.run == [6, 2, 3, 2, 3, 2, 5, 2]
 
 
 def test_prompts_have_exactly_the_tokens_asked_for(tiny_encoder: ContentEncoder) -> None:
@@ -138,6 +163,17 @@ def test_fidelity_counts_flips_near_and_far() -> None:
     assert found.relative_error == pytest.approx(found.margin_error / np.std([-2.0, 2.0, 0.4, -1.4]))
     same = fidelity.compare(right, right)
     assert (same.flips, same.far_flips, same.margin_error) == (0, 0, 0)
+
+
+def test_ratings_are_those_of_a_check_without_asking_for_categories(source: Source) -> None:
+    """Verdicts on both sides of the threshold; a scorer's leaves are never run."""
+    text = Text(Artifact.open(source.guard))
+    asked = [Conversation("How do I pick a lock?"), Conversation("weapons", "and privacy"), Conversation("x")]
+    scorer = find(["cpu"])[0].load(source, 1)
+    right = [r for v in text.guard(scorer).check_many(asked) for r in (v.prompt, v.response) if r is not None]
+    assert {rating.safe for rating in right} == {True, False}
+    found = fidelity.ratings(text, scorer, asked)
+    assert found == right
 
 
 def test_operations_of_a_model_counted_by_hand() -> None:

@@ -109,12 +109,13 @@ def test_export_mirrors_its_function(
     monkeypatch.setattr(pipeline, "export_guard", record)
     assert run(["export"]) == 0
     assert capsys.readouterr().out == "moved by nothing\n"
-    options = ["base", "adapter", "family", "quantize", "target", "calibration", "out"]
-    values = {name: f"<{name}>" for name in options} | {"quantize": "w4a8"}
+    options = ["base", "adapter", "family", "quantize", "rounding", "target", "calibration", "out"]
+    values = {name: f"<{name}>" for name in options} | {"quantize": "w4a8", "rounding": "nearest"}
     assert run(["export", "--force", *(f"--{name}={value}" for name, value in values.items())]) == 0
     defaults, given = calls
     assert defaults["out"] == default_guard_path() and not defaults["force"]
     assert defaults["quantize"] is None and defaults["target"] == "aegis"
+    assert defaults["rounding"] == "gptq"
     assert {name: str(given[name]) for name in options} == values and given["force"]
 
 
@@ -125,6 +126,12 @@ def test_export_refuses_a_policy_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lengths", ["", "0", "-1", "16,x"])
 def test_bench_lengths(lengths: str) -> None:
     assert run(["bench", "--lengths", lengths, "--guard", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize("beside", [["--guard", "x"], ["--base", "x"], ["--adapter", "x"], ["--gemm"]])
+def test_bench_takes_a_size_or_a_guard(beside: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "--size", "1b", *beside]) == 2
+    assert "can not be combined" in capsys.readouterr().err
 
 
 def test_train_passes_its_options_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,28 @@ def test_what_it_says_of_itself(base, text, tmp_path, tiny_policy):
     assert "Locks: Talks about locks." in card and "int4 weights" in card and "verdicts that differ" in card
 
 
+def test_rounding_to_nearest_is_stated_and_needs_no_calibration(base, text, tmp_path, tiny_policy):
+    export(base, text, tmp_path / "gptq", tiny_policy)
+    export(base, text, tmp_path / "near", tiny_policy, rounding="nearest")
+    one, two = Artifact.open(tmp_path / "gptq"), Artifact.open(tmp_path / "near")
+    assert one.manifest["provenance"]["rounding"] == "gptq" and "--rounding" not in _command(one)
+    assert two.manifest["provenance"]["rounding"] == "nearest" and "--rounding nearest" in _command(two)
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("gptq", "near")]
+    assert ["rounded to nearest without calibration" in card for card in cards] == [False, True]
+    name = "layers.0.down"
+    np.testing.assert_array_equal(one.tensor(f"{name}.scale"), two.tensor(f"{name}.scale"))
+    assert (one.tensor(f"{name}.weight") != two.tensor(f"{name}.weight")).any()
+    other = tmp_path / "other.txt"
+    other.write_text("Quite another text about lighthouses.")
+    export(base, other, tmp_path / "again", tiny_policy, rounding="nearest")
+    again = Artifact.open(tmp_path / "again").tensor(f"{name}.weight")
+    np.testing.assert_array_equal(again, two.tensor(f"{name}.weight"))
+
+
+def _command(artifact) -> str:
+    return artifact.manifest["provenance"]["command"]
+
+
 def test_progress_goes_to_the_console_and_nothing_to_stdout(base, text, tmp_path, tiny_policy, capfd):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80)
@@ -113,6 +135,8 @@ def test_bad_choices_are_refused_before_any_work(base, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     for options, message in (
         ({"quantize": "w2a2"}, "unknown quantisation 'w2a2'"),
+        ({"rounding": "up"}, "unknown rounding 'up'"),
+        ({"rounding": "nearest", "quantize": "w4a8"}, "is for w8a8, not w4a8"),
         ({"target": "toaster"}, "unknown target 'toaster'"),
         ({"family": "nobody"}, "unknown guard family"),
         ({"out": tmp_path / "there"}, "exists already"),

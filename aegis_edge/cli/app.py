@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from aegis_edge.cli import bench_app
 from aegis_edge.cli.data_app import app as data_app
 from aegis_edge.cli.label_app import app as label_app
+from aegis_edge.cli.options import GuardFolder, Json, Threads
 
 app = typer.Typer(
     name="aegis-edge",
@@ -17,18 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-GuardFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--guard", metavar="DIR", help="An exported guard (else $AEGIS_EDGE_GUARD, else the default guard)."
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, max=1024, help="Threads (else all that this process may use)."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _version(wanted: bool) -> None:
@@ -144,6 +134,10 @@ def export(
         Literal["w8a8", "w4a8", "bf16", "f16", "q8_0", "fp8"] | None,
         typer.Option("--quantize", help="Weights and activations (else the target's first: w8a8 for aegis)."),
     ] = None,
+    rounding: Annotated[
+        Literal["gptq", "nearest"],
+        typer.Option("--rounding", help="Of w8a8: against calibration text, or to nearest, which is quick."),
+    ] = "gptq",
     target: Annotated[
         str,
         typer.Option(
@@ -164,7 +158,7 @@ def export(
     """
     from aegis_edge.cli import export as command
 
-    command.export(base, adapter, family, policy, out, quantize, target, calibration, force)
+    command.export(base, adapter, family, policy, out, quantize, rounding, target, calibration, force)
 
 
 @app.command("compile")
@@ -213,65 +207,6 @@ def doctor(
     from aegis_edge.cli import doctor as command
 
     command.doctor(threads, as_json=json)
-
-
-@app.command()
-def bench(
-    guard: GuardFolder = None,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", help="The guard's base model (else what the guard says of itself)."),
-    ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option("--adapter", help="The guard's adapter (else what the guard says of itself)."),
-    ] = None,
-    scorers: Annotated[
-        str, typer.Option("--scorers", metavar="A,B", help="Scorers and peers, or single variants of them.")
-    ] = "cpu,reference",
-    lengths: Annotated[
-        str, typer.Option("--lengths", metavar="N,N", help="Prompt lengths in tokens.")
-    ] = "16,32,64,128,256,512",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each scorer a scenario.")] = 10,
-    threads: Threads = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts", metavar="F.jsonl", help="Compare verdicts on these instead of generated prompts."
-        ),
-    ] = None,
-    compared: Annotated[int, typer.Option("--compared", min=1, help="Prompts to compare verdicts on.")] = 256,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the report.")] = Path(
-        "bench-results"
-    ),
-    gemm: Annotated[
-        bool, typer.Option("--gemm", help="The int8 GEMM alone, in shares of this machine's peak.")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Two lengths, two rounds: to see that it runs.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Compare scorers in one run: verdicts first, then time, stages, memory. Writes rows, a plot and a
-    page."""
-    from aegis_edge.cli import bench as command
-    from aegis_edge.guard import find_guard
-
-    folder = guard or find_guard()
-    if gemm:
-        return command.gemm_alone(folder, threads, as_json=json)
-    settings = command.Settings(
-        guard=folder,
-        base=base,
-        adapter=adapter,
-        scorers=_names(scorers),
-        lengths=_numbers(lengths),
-        rounds=rounds,
-        threads=threads,
-        prompts=prompts,
-        compared=compared,
-    )
-    command.bench(settings, out, quick=quick, as_json=json)
 
 
 @app.command()
@@ -358,6 +293,9 @@ def evaluate(
     command.evaluate(files, options, html=html, force=force, as_json=json)
 
 
+app.command()(bench_app.bench)
+
+
 # The training's own parser reads the rest: its options stand in one place.
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -371,17 +309,3 @@ def train(context: typer.Context) -> None:
 
 app.add_typer(data_app)
 app.add_typer(label_app)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.replace(",", " ").split())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(sorted({int(number) for number in _names(text)}))
-    except ValueError:
-        numbers = ()
-    if not numbers or numbers[0] < 1:
-        raise typer.BadParameter(f"--lengths takes whole numbers from 1 on, not {text!r}")
-    return numbers

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from aegis_edge import machine
 from aegis_edge.artifact import Artifact
@@ -15,7 +16,7 @@ from aegis_edge.cli.output import aligned, extra, note, progress
 from aegis_edge.guard import cache_folder
 
 with extra("bench", "the benchmark"):
-    from aegis_edge.bench import gemm, report
+    from aegis_edge.bench import gemm, random_model, report
     from aegis_edge.bench.run import Progress, Settings, run
 
 
@@ -32,9 +33,32 @@ class Bars(Progress):
             yield lambda: bar.advance(task)
 
 
-def bench(settings: Settings, out: Path, *, quick: bool, as_json: bool) -> None:
-    """Run, write the report into `out`, print its tables (or its rows). Raises AegisError."""
-    settings = replace(settings, work=cache_folder() / "bench")
+# What each --size runs unless told otherwise: where one call takes seconds, fewer of them.
+PRESETS: dict[str | None, dict[str, Any]] = {
+    None: {},
+    "1b": {
+        "scorers": ("cpu", "reference-bf16", "openvino"),
+        "lengths": (16, 32, 64, 128, 512),
+        "rounds": 3,
+        "compared": 32,
+        "batch": 8,
+    },
+}
+
+
+def bench(options: dict[str, Any], size: str | None, out: Path, *, quick: bool, as_json: bool) -> None:
+    """Run, write the report into `out`, print its tables (or its rows). Raises AegisError.
+
+    options  of `Settings`, those that were given; size: None, or the model of random weights to make instead
+    """
+    work = cache_folder() / "bench"
+    if size is not None:
+        note(f"the {size} model of random weights: made once, in {work}")
+        with redirect_stdout(sys.stderr):
+            guard, base = random_model.ready(work / f"random-{size}", size)
+        options = {**options, "guard": guard, "base": str(base), "adapter": "none"}
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = Settings(**{**PRESETS[size], **given}, work=work)
     if quick:
         settings = replace(
             settings, lengths=(16, 64), rounds=2, compared=min(32, settings.compared), budget=1.0, batch=8

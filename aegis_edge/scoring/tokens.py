@@ -58,7 +58,8 @@ class TokenTree:
     def __init__(self, scorer: TokenScorer, root: IdArray) -> None:
         self._scorer = scorer
         self._shape = TreeShape(root, scorer.context, scorer.vocab)
-        self._paths = [root.tolist()]  # of each node, from the root's first token on
+        self.root: list[int] = root.tolist()
+        self._paths = [self.root]  # of each node, from the root's first token on
 
     def extend(self, segments: Sequence[Segment]) -> LogitArray:
         """See scoring.Tree."""

@@ -9,7 +9,7 @@ from aegis_edge.bench.contender import Contender
 from aegis_edge.errors import InputError, ScorerError
 
 # In the order of the report.
-NAMES = ("cpu", "reference", "cuda", "openvino", "llama_cpp")
+NAMES = ("cpu", "reference", "cuda", "openvino", "ort_genai", "llama_cpp")
 
 
 def find(names: Sequence[str]) -> list[Contender]:

@@ -2,8 +2,8 @@
 defaults.
 
 The label rows are tokens of the vocabulary, as an export writes them; only the last position's logits are
-asked for, and what a sequence shares with the one before it, the policy at least, stays in the cache. Several
-conversations run one after another.
+asked for. The policy stays in the cache, and within a call what a sequence shares with the one before it: the
+same prompt asked again is computed again. Several conversations run one after another.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 
 from aegis_edge.bench.contender import Contender, Source
+from aegis_edge.bench.paths import shared
 from aegis_edge.errors import ScorerError
-from aegis_edge.scoring import Scorer
-from aegis_edge.scoring.tokens import TokenScorer
+from aegis_edge.scoring import IdArray, Scorer
+from aegis_edge.scoring.tokens import TokenScorer, TokenTree
 
 # variant -> (llama.cpp's name of the file type, what it is)
 VARIANTS = {
@@ -118,17 +121,32 @@ def _load(variant: str, source: Source, threads: int) -> Scorer:
     facts = json.loads((file.parent / "tokens.json").read_text("utf-8"))
     model = source.manifest["model"]
     engine = LlamaCpp(file, threads, model["context"])
-    return TokenScorer(
-        engine.ask, facts["tokens"], facts["bias"], source.root, model["context"], model["vocab"]
+    return LlamaCppScorer(
+        engine, facts["tokens"], facts["bias"], source.root, model["context"], model["vocab"]
     )
 
 
+class LlamaCppScorer(TokenScorer):
+    """Tells the engine which policies there are."""
+
+    def __init__(self, engine: LlamaCpp, *arguments: Any) -> None:
+        super().__init__(engine.ask, *arguments)
+        self._engine = engine
+
+    def tree(self, root: IdArray | None = None) -> TokenTree:
+        tree = super().tree(root)
+        self._engine.policies.add(tuple(tree.root))
+        return tree
+
+
 class LlamaCpp:
-    """One sequence in llama.cpp's cache."""
+    """One sequence in llama.cpp's cache. policies: beginnings of sequences that may stay there from one call
+    to the next."""
 
     def __init__(self, file: Path, threads: int, context: int) -> None:
         from llama_cpp import Llama
 
+        self.policies: set[tuple[int, ...]] = set()
         self._llama = Llama(
             str(file),
             n_ctx=context,
@@ -141,9 +159,11 @@ class LlamaCpp:
     def ask(self, paths: list[list[int]], tokens: list[int]) -> Sequence[Sequence[float]]:
         """See scoring.tokens.Ask."""
         llama, found = self._llama, []
+        known = max((len(ids) for ids in self.policies if tuple(paths[0][: len(ids)]) == ids), default=0)
         for path in paths:
-            kept = llama.longest_token_prefix(llama.input_ids[: llama.n_tokens], path[:-1])
+            kept = min(known, shared(llama.input_ids[: llama.n_tokens], np.array(path[:-1], np.int32)))
             llama.n_tokens = kept  # eval drops what lies behind
+            known = len(path)
             llama.eval(path[kept:])
             logits = llama._ctx.get_logits()  # of the last token: no other was asked for
             found.append([logits[token] for token in tokens])

@@ -227,6 +227,29 @@ struct PyTree {
 }  // namespace
 }  // namespace aegis
 
+// The same calls in plain C, for bench/binding.py, which measures what a binding costs. They return 0, or -1 where the
+// runtime refuses; arrays are the caller's promise.
+#define AEGIS_C extern "C" __attribute__((visibility("default")))
+
+AEGIS_C void* aegis_c_tree(PyObject* tree) { return nb::inst_ptr<aegis::PyTree>(tree); }
+
+AEGIS_C int aegis_c_extend(void* tree, const int32_t* ids, int, const int32_t* offsets, const int32_t* parents,
+                           int segments, const int32_t* slots, int count, float* logits) try {
+  auto& t = *static_cast<aegis::PyTree*>(tree);
+  t.model.model.extend(t.tree, {ids, offsets, parents, segments, slots, count}, logits, nullptr);
+  return 0;
+} catch (...) {
+  return -1;
+}
+
+AEGIS_C int aegis_c_truncate(void* tree, int nodes) try {
+  auto& t = *static_cast<aegis::PyTree*>(tree);
+  t.model.model.truncate(t.tree, nodes);
+  return 0;
+} catch (...) {
+  return -1;
+}
+
 // An array is taken as it is or refused: nanobind would convert a dtype silently, and 1.7 or 2^32 + 1 become ids.
 static auto exact(const char* name) { return nb::arg(name).noconvert(); }
 

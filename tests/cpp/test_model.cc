@@ -17,7 +17,8 @@
 using namespace aegis;
 using namespace aegis::test;
 
-// Every `new` of this program, counted. Not inlined: gcc would see free() meet new and warn.
+// Every `new` of this program and every aligned_alloc of the runtime (which calls nothing else: --wrap in
+// CMakeLists.txt), counted. Not inlined: gcc would see free() meet new and warn.
 static std::atomic<long> allocations{0};
 
 __attribute__((noinline)) void* operator new(size_t bytes) {
@@ -25,6 +26,13 @@ __attribute__((noinline)) void* operator new(size_t bytes) {
   if (void* p = std::malloc(bytes == 0 ? 1 : bytes)) return p;
   throw std::bad_alloc();
 }
+#if defined(AEGIS_WRAP)
+extern "C" void* __real_aligned_alloc(size_t, size_t);
+extern "C" void* __wrap_aligned_alloc(size_t alignment, size_t bytes) {
+  ++allocations;
+  return __real_aligned_alloc(alignment, bytes);
+}
+#endif
 __attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
 __attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
 
@@ -274,6 +282,10 @@ TEST(warm_passes_allocate_nothing) {
       CHECK(allocations.load() == before);
       const std::vector<int> counted(1);
       CHECK(allocations.load() == before + 1);  // the counter works
+#if defined(AEGIS_WRAP)
+      const AlignedBytes bytes = aligned_bytes(64);
+      CHECK(allocations.load() == before + 2);
+#endif
     });
   }
 }
