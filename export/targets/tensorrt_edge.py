@@ -30,8 +30,8 @@ tensorrt-edgellm-export . onnx --reduced-vocab-dir .
 
 `onnx/llm` then has the decoder with an LM head of {count} rows. Row i is token `vocab_map[i]` of
 `{map}`; the labels are rows 0 to {last}, in the order of aegis_head.json. Copy `onnx` to the target
-machine, a Jetson or a GPU with TensorRT, and build its engine there as TensorRT Edge-LLM's documentation says for that
-machine:
+machine, a Jetson or a GPU with TensorRT, and build its engine there as TensorRT Edge-LLM's documentation
+says for that machine:
 
 ```
 tensorrt-edgellm-build --help
@@ -41,10 +41,10 @@ The policy is the same in every prompt: its runtime can keep a system prompt's k
 check start from them. Give it ids, never text. `aegis_edge.exported.exported_guard(".", ask)` makes verdicts
 of logits in Python: `ask(paths, tokens)` gives, for each path of ids, those of `tokens` behind its last.
 """
-_CHECKED = """Run, on a CPU: the folder loads in transformers, and verdicts from the kept rows alone are the
-parent's, on a small random model (the project's tests). By hand, once, on the default guard: the loader of
+_CHECKED = """Run, by the project's tests on a CPU: the folder loads in transformers, and verdicts from the
+kept rows alone are the parent's, on a small random model. By hand, once, on the default guard: the loader of
 tensorrt-edgellm 0.11.0 takes all of its tensors. Not run: an engine, its runtime, `tensorrt-edgellm-build`,
-or anything on a GPU; the tool's own `-reduce-vocab`, which counts a news data set and takes no list of tokens.
+or anything on a GPU; nor the tool's own `-reduce-vocab`, which counts a news data set and takes no tokens.
 """
 
 
