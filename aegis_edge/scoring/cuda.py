@@ -91,7 +91,8 @@ class CudaScorer:
         self.layers = [dense_layer(layer, put, kind) for layer in decoder.layers]
         if integers is not None:
             for i, layer in enumerate(self.layers):
-                self.layers[i] = replace(layer, **int8_matrices(integers, i, put, kind))
+                found: Any = int8_matrices(integers, i, put, kind)
+                self.layers[i] = replace(layer, **found)
         self.norm, self.head_weight, self.head_bias = (
             put(t) for t in (decoder.norm.weight, head_weight, head_bias)
         )
@@ -170,12 +171,13 @@ class CudaScorer:
         """
         queries = queries_a_tile(self.heads // self.kv_heads)
         with self._lock, _scoring():
-            size = None if self._graphs is None else size_for(sum(map(len, ids)), base, queries)
-            if size is not None:
+            graphs = self._graphs
+            size = None if graphs is None else size_for(sum(map(len, ids)), base, queries)
+            if graphs is not None and size is not None:
                 one = pack(ranges, parents, ids, slots, size.base, queries)
-                if size.holds(one.sizes) and one.sizes.slots and self._graphs.worth(size):
+                if size.holds(one.sizes) and one.sizes.slots and graphs.worth(size):
                     new = pool[:, :, base : base + one.sizes.tokens]
-                    return *self._read(self._graphs(one, size, pool[:, :, :base], new)), one.starts
+                    return *self._read(graphs(one, size, pool[:, :, :base], new)), one.starts
             one = pack(ranges, parents, ids, slots, base, queries)
             flat = torch.from_numpy(one.flat(one.sizes)).to(self.device)
             return *self._read(self._run(flat, one.sizes, pool)), one.starts

@@ -114,7 +114,7 @@ def config_of(build: Build, vocabulary: Vocabulary) -> dict[str, Any]:
         "position_embedding_type": "rope_gpt_neox",
         "rotary_base": theta,
         "rotary_scaling": scaling,
-        "attn_bias": build.trunk.layers[0].qkv.bias is not None,
+        "attn_bias": getattr(build.trunk.layers[0].qkv, "bias", None) is not None,
         "tie_word_embeddings": False,  # the LM head is written out
         "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1},
         "quantization": {
