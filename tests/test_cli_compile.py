@@ -24,6 +24,14 @@ KERNELS = {
     "rope",
     "rms_norm",
     "rms_norm_add",
+    "int8_norm",
+    "int8_norm_add",
+    "int8_rows",
+    "int8_hadamard",
+    "int8_gemm",
+    "int8_gemm_qkv",
+    "int8_gemm_silu",
+    "int8_gemm_low",
 }
 
 
@@ -63,21 +71,23 @@ def test_a_folder_has_what_its_manifest_names(everything):
                        kernel["arguments"])  # fmt: skip
 
 
-# Above are the default guard's sizes. These are larger models', for the two kernels that must not spill.
+# Above are the default guard's sizes. These are larger models', for the kernels that must not spill.
 OTHERS = """
 import sys
-from aegis_edge.triton import aot, tree_attention, verdict_head
+from aegis_edge.triton import aot, int8_gemm, int8_rows, tree_attention, verdict_head
 from aegis_edge.triton.spec import Shape
 for heads, kv_heads, head_dim, rows in ((32, 4, 128, 23), (8, 8, 256, 6)):
-    shape = Shape(2048, heads, kv_heads, head_dim, rows, "fp16")
-    for spec in (tree_attention.specs(shape)[0], verdict_head.specs(shape)[0]):
+    shape = Shape(2048, heads, kv_heads, head_dim, 8192, 512, True, rows, "fp16")
+    named = [tree_attention.specs(shape)[0], verdict_head.specs(shape)[0]]
+    named += [int8_gemm.specs(shape)[1], int8_rows.specs(shape)[3]] if rows == 6 else []
+    for spec in named:
         for arch in ("sm_87", "sm_90"):
             print(aot.compile_spec(spec, arch).stack)
 """
 
 
 def test_other_sizes_do_not_spill_either():
-    assert compiled(OTHERS).stdout.split() == ["0"] * 8
+    assert compiled(OTHERS).stdout.split() == ["0"] * 12
 
 
 def test_inverse_a_kernel_that_spills_fails_the_command(tmp_path):
@@ -99,6 +109,9 @@ def test_the_sizes_are_those_of_the_guard(tmp_path, tiny_tokenizer, tiny_plan, t
         "heads": 4,
         "kv_heads": 2,
         "head_dim": 16,
+        "intermediate": 96,
+        "hadamard": 32,
+        "bias": False,
         "rows": 6,
         "dtype": "fp16",
     }

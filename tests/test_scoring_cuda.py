@@ -15,7 +15,7 @@ from aegis_edge import Guard
 from aegis_edge.artifact import Artifact
 from aegis_edge.errors import ContextError, ScorerError
 from aegis_edge.guard import open_scorer
-from aegis_edge.scoring import Segment
+from aegis_edge.scoring import Segment, cuda_pass
 from aegis_edge.scoring import cuda as module
 from aegis_edge.scoring.cuda import CudaScorer
 from aegis_edge.scoring.reference import ReferenceScorer
@@ -100,12 +100,12 @@ def test_another_root_is_computed_and_kept(scorers):
 
 
 def test_inverse_without_the_tree_a_node_reads_something_else(scorers, monkeypatch):
-    right = module.plan
+    right = cuda_pass.plan
 
     def wrong(ranges, parents, lengths, base, queries):
         return right(ranges, [-1, *(0 for _ in parents[1:])], lengths, base, queries)  # all are siblings
 
-    monkeypatch.setattr(module, "plan", wrong)
+    monkeypatch.setattr(cuda_pass, "plan", wrong)
     logits = [scorer.tree().extend(BRANCHES) for scorer in scorers]
     assert close(logits[0][:1], logits[1][:1]) and not close(*logits, 1e-2)
 
@@ -148,9 +148,11 @@ def test_a_head_that_does_not_fit_is_refused(tiny_llama):
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "bf16"])
 def test_an_artefact_scores_as_the_reference(tmp_path, tiny_tokenizer, tiny_plan, tiny_policy, scheme):
+    """In floating point, as the reference has its weights; integers are test_scoring_cuda_int8.py's."""
     write_tiny(tmp_path / "guard", tiny_tokenizer, tiny_plan, tiny_policy, scheme, bias=True)
     artifact = Artifact.open(tmp_path / "guard")
-    a, b = (open_scorer(artifact, name).tree().extend(BRANCHES) for name in ("cuda", "reference"))
+    scorers = (CudaScorer.from_artifact(artifact, int8=False), open_scorer(artifact, "reference"))
+    a, b = (scorer.tree().extend(BRANCHES) for scorer in scorers)
     assert np.abs(b).max() > 0.5 and close(a, b)
 
 
@@ -161,7 +163,7 @@ def test_half_precision_is_near(tiny_llama, tiny_head, scorers):
 
 
 def test_a_guard_gives_the_reference_verdicts(tmp_path, tiny_tokenizer, tiny_plan, tiny_policy):
-    write_tiny(tmp_path / "guard", tiny_tokenizer, tiny_plan, tiny_policy)
+    write_tiny(tmp_path / "guard", tiny_tokenizer, tiny_plan, tiny_policy, "bf16")
     items = ["How do I pick a lock?", ("safe and weapons", "With a pick."), ""]
     a, b = (Guard.load(tmp_path / "guard", scorer=name).check_many(items) for name in ("cuda", "reference"))
     for x, y in zip(a, b, strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from triton_kernels import close, poisoned
 
-from aegis_edge.triton.rms_norm import rms_norm, rms_norm_int8
+from aegis_edge.triton.rms_norm import rms_norm
 from aegis_edge.triton.rope import rope
 from aegis_edge.triton.verdict_head import verdict_head, vocabulary_log_sum_exp
 
@@ -48,17 +48,6 @@ def test_rms_norm_in_half_precision():
     assert ((out.double() - right).abs() <= HALF * right.abs() + 1e-6).all()
 
 
-def test_rms_norm_to_int8_is_within_half_a_step():
-    x, weight = torch.randn(5, 100), torch.rand(100) + 0.5
-    x[3] = 0
-    scales = torch.empty(5)
-    out = rms_norm_int8(x, weight, EPS, torch.empty(5, 100, dtype=torch.int8), scales)
-    right = normed(x, weight)
-    error = (out.double() * scales.double()[:, None] - right).abs()
-    assert (error <= 0.5001 * scales.double()[:, None]).all()
-    assert (out.abs().amax(1)[[0, 1, 2, 4]] == 127).all() and (out[3] == 0).all()
-
-
 def test_inverse_another_eps_or_a_missing_addend_shows():
     x, weight = torch.randn(4, 64) * 0.01, torch.ones(64)
     assert not close(rms_norm(x, weight, 10 * EPS, torch.empty(4, 64)), normed(x, weight), 1e-5)
@@ -72,8 +61,6 @@ def test_rms_norm_refuses_what_does_not_fit():
         rms_norm(x, weight, EPS, torch.empty(4, 65))
     with pytest.raises(ValueError, match=r"the addend is \[3, 64\], expected \[4, 64\]"):
         rms_norm(x, weight, EPS, torch.empty(4, 64), torch.zeros(3, 64))
-    with pytest.raises(ValueError, match="int8 rows need a scale each"):
-        rms_norm_int8(x, weight, EPS, torch.empty(4, 64), torch.empty(4))
 
 
 # --- rotary ---

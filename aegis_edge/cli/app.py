@@ -141,9 +141,14 @@ def export(
     target: Annotated[
         str,
         typer.Option(
-            "--target", help="Engine to write for: aegis, hf, compressed-tensors, gguf, tensorrt-llm."
+            "--target",
+            help="Engine to write for: aegis, hf, compressed-tensors, gguf, tensorrt-llm, tensorrt-edge.",
         ),
     ] = "aegis",
+    legacy: Annotated[
+        bool,
+        typer.Option("--legacy", help="Of tensorrt-llm: the form that 1.2 and before build engines from."),
+    ] = False,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -158,7 +163,7 @@ def export(
     """
     from aegis_edge.cli import export as command
 
-    command.export(base, adapter, family, policy, out, quantize, rounding, target, calibration, force)
+    command.export(base, adapter, family, policy, out, quantize, rounding, target, calibration, force, legacy)
 
 
 @app.command("compile")

@@ -69,10 +69,15 @@ def _shape(guard: Path | None, dtype: str) -> Shape:
     from aegis_edge.triton.spec import Shape
 
     if guard is None:
-        return Shape(hidden=576, heads=9, kv_heads=3, head_dim=64, rows=6, dtype=dtype)
-    manifest = Artifact.open(guard).manifest
-    sizes = {key: manifest["model"][key] for key in ("hidden", "heads", "kv_heads", "head_dim")}
-    return Shape(**sizes, rows=len(manifest["head"]["rows"]), dtype=dtype)
+        sizes = {"hidden": 576, "heads": 9, "kv_heads": 3, "head_dim": 64, "intermediate": 1536}
+        return Shape(**sizes, hadamard=512, bias=False, rows=6, dtype=dtype)
+    artifact = Artifact.open(guard)
+    manifest = artifact.manifest
+    names = ("hidden", "heads", "kv_heads", "head_dim", "intermediate")
+    sizes = {key: manifest["model"][key] for key in names}
+    block = manifest["quantization"]["hadamard_block"]
+    bias = "layers.0.qkv.bias" in artifact.tensor_names()
+    return Shape(**sizes, hadamard=block, bias=bias, rows=len(manifest["head"]["rows"]), dtype=dtype)
 
 
 def _table(made: Sequence[Compiled]) -> Table:

@@ -1,36 +1,37 @@
 """A decoder over Triton kernels, for NVIDIA GPUs: one packed pass over the token tree an `extend`.
 
-Weights are the artefact's, multiplied out to a floating dtype as the reference scorer has them; matrix
-products are PyTorch's, and norms, rotary, attention and the head kernels of `kernels/triton`. Keys and values
-stay on the device, the policy's are computed once a scorer. With TRITON_INTERPRET=1 the same code runs on the
-CPU, for tests.
+Matrices that the artefact has as integers are multiplied as such, with the compiled runtime's second digits;
+others are in floating point and PyTorch's. Norms, rotary, attention and the head are kernels of
+`kernels/triton`. Keys and values stay on the device, the policy's are computed once a scorer. With
+TRITON_INTERPRET=1 the same code runs on the CPU, for tests.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
 from triton.errors import TritonError
 from triton.runtime.interpreter import InterpretedFunction
 
 from aegis_edge.errors import ScorerError
 from aegis_edge.families.plan import Plan
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
+from aegis_edge.scoring.cuda_graphs import Graphs, Outputs, cuda_record, size_for
+from aegis_edge.scoring.cuda_layers import Fine, dense_layer, int8_matrices
+from aegis_edge.scoring.cuda_pass import Sizes, pack
 from aegis_edge.scoring.dequantise import decoder_of
 from aegis_edge.scoring.vocabulary import Vocabulary
-from aegis_edge.triton.rms_norm import rms_norm
 from aegis_edge.triton.rope import rope
 from aegis_edge.triton.tree_attention import part_kernel, queries_a_tile, tree_attention
-from aegis_edge.triton.tree_plan import plan
 from aegis_edge.triton.verdict_head import verdict_head, vocabulary_log_sum_exp
 
 if TYPE_CHECKING:
@@ -40,17 +41,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ROOTS_KEPT = 8  # custom policies
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """Matrices [out, in] in the scorer's dtype, norms float32 [hidden], the bias [qkv rows] or None."""
-
-    input_norm: Tensor
-    qkv: Tensor
-    bias: Tensor | None
-    o: Tensor
-    post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+GRAPHS = "AEGIS_EDGE_CUDA_GRAPHS"  # 0: no pass is recorded
 
 
 class CudaScorer:
@@ -67,12 +58,14 @@ class CudaScorer:
         *,
         dtype: str | None = None,
         vocabulary: Vocabulary | None = None,
+        integers: Artifact | None = None,
     ) -> None:
         """decoder: a LlamaModel; head_weight [rows, hidden], head_bias [rows]; root: the policy's ids.
 
         dtype: of weights, activations, keys and values: "fp32", "fp16" or "bf16"; None: bf16 on a GPU, fp32
         in the interpreter, which has no bf16 arithmetic. The residual stream, norms, softmaxes and the head
-        are fp32 always. vocabulary: the whole LM head, where label mass is wanted.
+        are fp32 always. vocabulary: the whole LM head, where label mass is wanted. integers: the artefact
+        that the decoder was made of, whose integer matrices take the place of the decoder's.
         """
         device, usual = _device()
         config = decoder.config
@@ -95,7 +88,11 @@ class CudaScorer:
                 f"the head is {list(head_weight.shape)}, expected {[self.rows, config.hidden_size]}"
             )
         self.embedding = put(decoder.embed_tokens.weight, kind)
-        self.layers = [_layer(layer, put, kind) for layer in decoder.layers]
+        self.layers = [dense_layer(layer, put, kind) for layer in decoder.layers]
+        if integers is not None:
+            for i, layer in enumerate(self.layers):
+                found: Any = int8_matrices(integers, i, put, kind)
+                self.layers[i] = replace(layer, **found)
         self.norm, self.head_weight, self.head_bias = (
             put(t) for t in (decoder.norm.weight, head_weight, head_bias)
         )
@@ -112,17 +109,26 @@ class CudaScorer:
             self.unembed = None if vocabulary.unembed is None else put(torch.from_numpy(vocabulary.unembed))
         self._lock = threading.RLock()
         self._roots: OrderedDict[bytes, Tensor] = OrderedDict()
+        has_graphs = device.type == "cuda" and os.environ.get(GRAPHS) != "0"
+        self._graphs = Graphs(self._run, self.pool, cuda_record()) if has_graphs else None
         self._root = np.array(list(root), np.int32)
         self._root_kv = self._compute_root(self._root)
 
     @classmethod
     def from_artifact(
-        cls, artifact: Artifact, *, dtype: str | None = None, vocabulary: Vocabulary | None = None
+        cls,
+        artifact: Artifact,
+        *,
+        dtype: str | None = None,
+        vocabulary: Vocabulary | None = None,
+        int8: bool = True,
     ) -> CudaScorer:
-        """From an artefact: its weights as they are stored, in floating point; activations not quantised."""
+        """From an artefact. int8: multiply its integer matrices as integers, activations rounded to int8 as
+        the compiled runtime does; else everything is in floating point, as in the reference scorer."""
         weight, bias = (torch.from_numpy(artifact.tensor(f"head.{part}")) for part in ("weight", "bias"))
         root = Plan.from_json(artifact.manifest["family"]["plan"]).root
-        return cls(decoder_of(artifact), weight, bias, root, dtype=dtype, vocabulary=vocabulary)
+        decoder, integers = decoder_of(artifact), artifact if int8 else None
+        return cls(decoder, weight, bias, root, dtype=dtype, vocabulary=vocabulary, integers=integers)
 
     def tree(self, root: IdArray | None = None) -> CudaTree:
         """A new tree over the policy the scorer was made for, or over int32 ids [n], kept for later trees."""
@@ -163,62 +169,53 @@ class CudaScorer:
         Returns the logits float32 [slots, rows], the vocabulary's log-sum-exp [slots] or None, and the new
         nodes' first rows relative to `base`.
         """
+        queries = queries_a_tile(self.heads // self.kv_heads)
         with self._lock, _scoring():
-            lengths = [len(one) for one in ids]
-            made = plan(ranges, parents, lengths, base, queries_a_tile(self.heads // self.kv_heads))
-            packed = np.empty(sum(lengths), np.int64)
-            for start, one in zip(made.starts, ids, strict=True):
-                packed[start : start + len(one)] = one
-            reads = [s + slot for s, some in zip(made.starts, slots, strict=True) for slot in some]
-            hidden = self._hidden(packed, made.positions, made.tiles, made.levels, pool, base, bool(reads))
-            if not reads:
-                return np.empty((0, self.rows), np.float32), None, made.starts
-            where = torch.tensor(reads, dtype=torch.int32, device=self.device)
-            logits = torch.empty((len(reads), self.rows), device=self.device)
-            normed = hidden.new_empty((len(reads), hidden.shape[1]))
-            head = (self.norm, self.eps, self.head_weight, self.head_bias, self.groups)
-            verdict_head(hidden, where, *head, logits, torch.empty_like(logits), normed)
-            total = None
-            if self.vocabulary is not None:
-                normed = normed if self.unembed is None else normed @ self.unembed
-                total = vocabulary_log_sum_exp(normed, self.lm_head).cpu().numpy()
-            return logits.cpu().numpy(), total, made.starts
+            graphs = self._graphs
+            size = None if graphs is None else size_for(sum(map(len, ids)), base, queries)
+            if graphs is not None and size is not None:
+                one = pack(ranges, parents, ids, slots, size.base, queries)
+                if size.holds(one.sizes) and one.sizes.slots and graphs.worth(size):
+                    new = pool[:, :, base : base + one.sizes.tokens]
+                    return *self._read(graphs(one, size, pool[:, :, :base], new)), one.starts
+            one = pack(ranges, parents, ids, slots, base, queries)
+            flat = torch.from_numpy(one.flat(one.sizes)).to(self.device)
+            return *self._read(self._run(flat, one.sizes, pool)), one.starts
 
-    def _hidden(
-        self,
-        ids: np.ndarray,
-        positions: np.ndarray,
-        tiles: np.ndarray,
-        levels: np.ndarray,
-        pool: Tensor,
-        base: int,
-        wanted: bool,
-    ) -> Tensor:
-        """The residual stream after the last layer, float32 [T, hidden]; unfinished unless `wanted`."""
-        ids_, where, table, depth = (
-            torch.from_numpy(array).to(self.device) for array in (ids, positions, tiles, levels)
-        )
-        x = self.embedding[ids_].float()
-        normed = torch.empty(x.shape, dtype=self.dtype, device=self.device)
+    def _read(self, outputs: Outputs) -> tuple[LogitArray, LogitArray | None]:
+        """A pass's logits float32 [slots, rows] and the vocabulary's log-sum-exp [slots], on the host."""
+        logits, normed = outputs
+        if self.vocabulary is None or not len(normed):
+            return logits.cpu().numpy(), None
+        normed = normed if self.unembed is None else normed @ self.unembed
+        return logits.cpu().numpy(), vocabulary_log_sum_exp(normed, self.lm_head).cpu().numpy()
+
+    def _run(self, flat: Tensor, sizes: Sizes, pool: Tensor) -> Outputs:
+        """One pass: the logits [slots, rows], and [slots, hidden] after the final norm. `flat` holds what
+        `Sizes.views` says; nothing here looks at what is in it, so that a pass can be recorded."""
+        ids, positions, levels, low_of, slots, tiles = sizes.views(flat)
+        fine = Fine(low_of, sizes.fine)
+        x = self.embedding[ids].float()
+        logits = x.new_empty((sizes.slots, self.rows))
+        normed = x.new_empty((sizes.slots, x.shape[1]))
         inner, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attended = torch.empty((len(x), inner), dtype=self.dtype, device=self.device)
-        new = slice(base, base + len(x))
-        deepest = int(levels.max())
+        new = slice(sizes.base, sizes.base + sizes.tokens)
+        tree = (tiles, levels, sizes.deepest, sizes.base, self.heads, self.kv_heads)
         delta: Tensor | None = None
         for index, (layer, (keys, values)) in enumerate(zip(self.layers, pool, strict=True)):
-            rms_norm(x, layer.input_norm, self.eps, normed, delta)
-            qkv = linear(normed, layer.qkv, layer.bias)
-            rope(qkv, where, self.cosine, self.sine, self.heads + self.kv_heads)
+            qkv = layer.qkv.normed(x, layer.input_norm, self.eps, delta, fine)
+            rope(qkv, positions, self.cosine, self.sine, self.heads + self.kv_heads)
             keys[new], values[new] = qkv[:, inner : inner + kv], qkv[:, inner + kv :]
-            if index == len(self.layers) - 1 and not wanted:
-                return x  # keys and values are there, and nothing else is asked for
-            tree_attention(
-                qkv, keys, values, table, depth, deepest, base, self.heads, self.kv_heads, attended
-            )
-            rms_norm(x, layer.post_norm, self.eps, normed, linear(attended, layer.o))
-            gate, up = linear(normed, layer.gate_up).chunk(2, dim=-1)
-            delta = linear(silu(gate) * up, layer.down)
-        return x if delta is None else x + delta
+            if index == len(self.layers) - 1 and not sizes.slots:
+                return logits, normed  # keys and values are there, and nothing else is asked for
+            attended = torch.empty((len(x), inner), dtype=layer.o.takes, device=self.device)
+            tree_attention(qkv, keys, values, *tree, attended)
+            added = layer.o(attended, fine)
+            delta = layer.down(layer.gate_up.gated(x, layer.post_norm, self.eps, added, fine), fine)
+        head = (self.norm, self.eps, self.head_weight, self.head_bias, self.groups)
+        x = x if delta is None else x + delta
+        verdict_head(x, slots, *head, logits, torch.empty_like(logits), normed)
+        return logits, normed
 
 
 class CudaTree:
@@ -283,21 +280,6 @@ def _device() -> tuple[torch.device, str]:
             hint="try nvidia-smi, or use --scorer cpu",
         )
     return torch.device("cuda"), "bf16"
-
-
-def _layer(layer: Any, put: Any, dtype: torch.dtype) -> Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-    biased = parts[0].bias is not None
-    return Layer(
-        put(layer.input_layernorm.weight),
-        put(torch.cat([part.weight for part in parts]), dtype),
-        put(torch.cat([part.bias for part in parts]), dtype) if biased else None,
-        put(attention.o_proj.weight, dtype),
-        put(layer.post_attention_layernorm.weight),
-        put(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), dtype),
-        put(mlp.down_proj.weight, dtype),
-    )
 
 
 @contextmanager

@@ -39,12 +39,12 @@ def decoder_of(artifact: Artifact) -> LlamaModel:
         return torch.from_numpy(artifact.tensor(name)) if name in names else ones.clone()
 
     state = {
-        "embed_tokens.weight": _weight(artifact, "embed_tokens", names),
+        "embed_tokens.weight": _weight(artifact, "embed_tokens"),
         "norm.weight": norm("final_norm.weight"),
     }
     for layer in (f"layers.{i}" for i in range(model["layers"])):
         for source, (targets, rows) in split.items():
-            weight = _weight(artifact, f"{layer}.{source}", names)
+            weight = _weight(artifact, f"{layer}.{source}")
             if source == "down" and block:
                 weight = _undo_hadamard(weight, block)
             for target, part in zip(targets, weight.split(rows), strict=True):
@@ -82,16 +82,27 @@ def _config(artifact: Artifact, names: set[str]) -> LlamaConfig:
     )
 
 
-def _weight(artifact: Artifact, name: str, names: set[str]) -> Tensor:
-    """A stored matrix in fp32, [out, in]."""
-    stored = artifact.tensor(f"{name}.weight")
+def int8_of(artifact: Artifact, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """A matrix as the integer product reads it: int8 [out, in] and float32 scales [out]; None for one in
+    bf16."""
+    names = set(artifact.tensor_names())
     if f"{name}.scale" not in names:
-        return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).float()
+        return None
+    stored = artifact.tensor(f"{name}.weight")
     if f"{name}.group_scale" in names:
         # Two weights a byte, the even column in the low nibble; a nibble is the value plus 8.
-        nibbles = np.stack([stored & 15, stored >> 4], axis=-1).reshape(len(stored), -1).astype(np.int32) - 8
-        stored = nibbles * np.repeat(artifact.tensor(f"{name}.group_scale").astype(np.int32), _GROUP, axis=1)
-    return torch.from_numpy(stored.astype(np.float32) * artifact.tensor(f"{name}.scale")[:, None])
+        nibbles = np.stack([stored & 15, stored >> 4], axis=-1).reshape(len(stored), -1).astype(np.int8) - 8
+        stored = nibbles * np.repeat(artifact.tensor(f"{name}.group_scale").astype(np.int8), _GROUP, axis=1)
+    return stored, artifact.tensor(f"{name}.scale")
+
+
+def _weight(artifact: Artifact, name: str) -> Tensor:
+    """A stored matrix in fp32, [out, in]."""
+    found = int8_of(artifact, name)
+    if found is None:
+        stored = artifact.tensor(f"{name}.weight")
+        return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).float()
+    return torch.from_numpy(found[0].astype(np.float32) * found[1][:, None])
 
 
 def _undo_hadamard(weight: Tensor, block: int) -> Tensor:

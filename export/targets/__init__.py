@@ -16,7 +16,15 @@ from aegis_edge.families import Family, Plan
 from aegis_edge.policy import Policy
 
 # In the order of the help text; the module of each is its name with underscores.
-NAMES = ("aegis", "hf", "compressed-tensors", "gguf", "tensorrt-llm")
+NAMES = (
+    "aegis",
+    "hf",
+    "compressed-tensors",
+    "gguf",
+    "tensorrt-llm",
+    "tensorrt-llm-legacy",
+    "tensorrt-edge",
+)
 
 
 @dataclass(frozen=True)

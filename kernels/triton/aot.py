@@ -22,7 +22,7 @@ from triton.errors import TritonError
 from triton.runtime.interpreter import InterpretedFunction
 
 from aegis_edge.errors import AegisError
-from aegis_edge.triton import rms_norm, rope, tree_attention, verdict_head
+from aegis_edge.triton import int8_gemm, int8_rows, rms_norm, rope, tree_attention, verdict_head
 from aegis_edge.triton.spec import OPTIONS, Shape, Spec
 
 # Architecture -> shared memory that one block may ask for, bytes (CUDA C++ Programming Guide, "Technical
@@ -104,7 +104,9 @@ def specs(shape: Shape) -> list[Spec]:
         *verdict_head.specs(shape),
         *tree_attention.specs(shape),
         rope.spec(shape),
-        *(rms_norm.spec(shape, add=add, quantise=False) for add in (False, True)),
+        *(rms_norm.spec(shape, add=add) for add in (False, True)),
+        *int8_rows.specs(shape),
+        *int8_gemm.specs(shape),
     ]
 
 

@@ -1,13 +1,13 @@
-"""RMSNorm of the residual stream, with the addition before it and, where asked for, int8 rows behind it.
+"""RMSNorm of the residual stream, with the addition before it: rows for matrices in floating point.
 
-    x <- x + delta;   y = x / sqrt(mean(x^2) + eps) * weight;   q = round(y / s), s = max|y| / 127
+    x <- x + delta;   y = x / sqrt(mean(x^2) + eps) * weight
 
-The addition and the norm read the same row: as one kernel it is read once.
+The addition and the norm read the same row: as one kernel it is read once. `int8_rows.py` is the same with
+int8 rows behind it.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,12 +23,10 @@ def rms_norm_kernel(
     delta,
     weight,
     out,
-    scales,
     rows,
     width,
     eps,
     ADD: tl.constexpr,
-    QUANTISE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -42,23 +40,15 @@ def rms_norm_kernel(
         tl.store(x + at, value.to(x.dtype.element_ty), inside)
     inverse = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
     value *= inverse[:, None] * tl.load(weight + column, column < width, 0.0).to(tl.float32)[None, :]
-    if QUANTISE:
-        scale = tl.maximum(tl.max(tl.abs(value), 1), 1e-30) / 127.0
-        tl.store(scales + row, scale, row < rows)
-        # floor(x + 1/2) rounds to the nearest step; the row's largest is 127 steps but for rounding.
-        value = tl.minimum(tl.floor(value / scale[:, None] + 0.5), 127.0)
     tl.store(out + at, value.to(out.dtype.element_ty), inside)
 
 
-def spec(shape: Shape, *, add: bool, quantise: bool) -> Spec:
-    """As the scorer uses it: an fp32 stream, rows of `shape.dtype` or int8 out."""
-    out = "i8" if quantise else shape.dtype
-    signature = {"x": "*fp32", "delta": f"*{shape.dtype}", "weight": "*fp32", "out": f"*{out}"}
-    signature |= {"scales": "*fp32", "rows": "i32", "width": "i32", "eps": "fp32"}
-    name = f"rms_norm{'_add' if add else ''}{'_int8' if quantise else ''}"
-    return Spec(
-        name, rms_norm_kernel, signature, _constants(shape.hidden, add, quantise), frozenset({"width"})
-    )
+def spec(shape: Shape, *, add: bool) -> Spec:
+    """As the scorer uses it: an fp32 stream, rows of `shape.dtype` out."""
+    signature = {"x": "*fp32", "delta": f"*{shape.dtype}", "weight": "*fp32", "out": f"*{shape.dtype}"}
+    signature |= {"rows": "i32", "width": "i32", "eps": "fp32"}
+    name = f"rms_norm{'_add' if add else ''}"
+    return Spec(name, rms_norm_kernel, signature, _constants(shape.hidden, add), frozenset({"width"}))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, delta: Tensor | None = None) -> Tensor:
@@ -66,34 +56,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, delta: Tensor |
 
     All contiguous; any floating dtypes, computed in fp32. weight [H].
     """
-    return _launch(x, weight, eps, out, None, delta)
-
-
-def rms_norm_int8(
-    x: Tensor, weight: Tensor, eps: float, out: Tensor, scales: Tensor, delta: Tensor | None = None
-) -> Tensor:
-    """The same, rounded to `out` int8 [T, H] with a scale a row, `scales` float32 [T]: y ~ out * scale."""
-    return _launch(x, weight, eps, out, scales, delta)
-
-
-def _launch(
-    x: Tensor, weight: Tensor, eps: float, out: Tensor, scales: Tensor | None, delta: Tensor | None
-) -> Tensor:
     rows, width = x.shape
     if out.shape != x.shape or not (x.is_contiguous() and out.is_contiguous()):
         raise ValueError(f"rows {list(x.shape)} and {list(out.shape)} must be contiguous and alike")
     if delta is not None and (delta.shape != x.shape or not delta.is_contiguous()):
         raise ValueError(f"the addend is {list(delta.shape)}, expected {list(x.shape)}, contiguous")
-    if scales is not None and (scales.shape != (rows,) or out.dtype != torch.int8):
-        raise ValueError("int8 rows need a scale each")
-    constants = _constants(width, delta is not None, scales is not None)
+    constants = _constants(width, delta is not None)
     grid = (triton.cdiv(rows, constants["BLOCK_ROWS"]),)
-    delta, scales = x if delta is None else delta, x if scales is None else scales  # unused pointers
-    rms_norm_kernel[grid](x, delta, weight, out, scales, rows, width, eps, **constants, **OPTIONS)
+    delta = x if delta is None else delta  # an unused pointer
+    rms_norm_kernel[grid](x, delta, weight, out, rows, width, eps, **constants, **OPTIONS)
     return out
 
 
-def _constants(width: int, add: bool, quantise: bool) -> dict[str, int]:
+def _constants(width: int, add: bool) -> dict[str, int]:
     block = power_of_two(width)
-    rows = max(1, _ELEMENTS // block)
-    return {"ADD": add, "QUANTISE": quantise, "BLOCK_ROWS": rows, "BLOCK": block}
+    return {"ADD": add, "BLOCK_ROWS": max(1, _ELEMENTS // block), "BLOCK": block}

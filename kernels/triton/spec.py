@@ -11,12 +11,20 @@ OPTIONS = {"num_warps": 4, "num_stages": 2}  # of every kernel, launched or comp
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder that kernels are compiled for, and its dtype ("fp32", "fp16" or "bf16")."""
+    """The sizes of a decoder that kernels are compiled for.
+
+    hadamard  block of the transform before `down`, 0 for none
+    bias      whether queries, keys and values have one
+    dtype     of what is not int8: "fp32", "fp16" or "bf16"
+    """
 
     hidden: int
     heads: int
     kv_heads: int
     head_dim: int
+    intermediate: int
+    hadamard: int
+    bias: bool
     rows: int
     dtype: str
 
