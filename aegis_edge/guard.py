@@ -18,10 +18,10 @@ import numpy as np
 from aegis_edge.conversation import Conversation, Dialogue, conversation_of
 from aegis_edge.decision import Calibration, Decider, Verdict, read_calibration
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder
-from aegis_edge.errors import AegisError, ArtifactError, ContextError, InputError, PolicyError, ScorerError
-from aegis_edge.families import family_of
+from aegis_edge.errors import AegisError, ContextError, InputError, ScorerError
 from aegis_edge.families.answers import NEMOGUARD, Answers
 from aegis_edge.families.plan import Plan
+from aegis_edge.fitting import Fitted, fit
 from aegis_edge.passes import Passes
 from aegis_edge.policy import Policy
 from aegis_edge.reading import Reader, Script
@@ -68,7 +68,9 @@ class Guard:
         self._encoder = ConversationEncoder(encoder, plan, scorer.context)
         self._reader = Reader(self._encoder, limits or Limits())
         decider = Decider(plan, policy, calibration or read_calibration({}))
-        self._passes = Passes(scorer, root, self._encoder, decider, sum(len(ids) for ids in plan.leaves))
+        leaves = [plan.leaves, *(listing.leaves for listing in plan.lists.values())]
+        tokens = max(sum(map(len, asked)) for asked in leaves)
+        self._passes = Passes(scorer, root, self._encoder, decider, tokens)
 
     @classmethod
     def load(
@@ -110,8 +112,9 @@ class Guard:
             verified = pool.submit(artifact.verify)
             try:
                 vocabulary = artifact.vocabulary() if label_mass else None
-                engine = open_scorer(artifact, scorer, threads, vocabulary)
-                return cls.from_artifact(artifact, engine, policy, limits)
+                fitted = fit(artifact, policy)
+                engine = open_scorer(fitted.artifact, scorer, threads, vocabulary)
+                return cls._of(fitted, engine, limits)
             finally:
                 verified.result()  # a damaged file is told as such, whatever else it led to
 
@@ -123,30 +126,27 @@ class Guard:
         policy: Policy | None = None,
         limits: Limits | None = None,
     ) -> Guard:
-        """The guard of an opened artefact, over a scorer made from it."""
-        manifest = artifact.manifest
-        plan = Plan.from_json(manifest["family"]["plan"])
-        if list(plan.rows) != manifest["head"]["rows"]:
-            raise ArtifactError("aegis.json: the family's rows are not the head's")
-        try:
-            own = Policy.from_dict(manifest["policy"])
-        except PolicyError as error:
-            raise ArtifactError(f"aegis.json: policy: {error}") from error
-        encoder = ContentEncoder.from_json(artifact.tokenizer_json())
-        calibration = read_calibration(manifest["calibration"])
-        section = manifest["family"]
-        spoken = family_of(section).spoken if "spoken" in section else None
-        answers = NEMOGUARD if spoken is None else spoken.answers
-        used = policy or own
-        if spoken is None:
-            is_own = [c.text for c in used.categories] == [c.text for c in own.categories]
-        else:
-            is_own = spoken.policy_text(used) == spoken.policy_text(own)
-        if is_own:
-            return cls(scorer, encoder, plan, used, calibration, limits=limits, answers=answers)
-        plan = family_of(section).compile(encoder, used)
-        root = np.array(plan.root, np.int32)
-        return cls(scorer, encoder, plan, used, calibration, root=root, limits=limits, answers=answers)
+        """The guard of an opened artefact, over a scorer made from it.
+
+        Raises ScorerError for a policy whose category list needs label rows that the scorer has not: `load`
+        takes it.
+        """
+        return cls._of(fit(artifact, policy), scorer, limits)
+
+    @classmethod
+    def _of(cls, fitted: Fitted, scorer: Scorer, limits: Limits | None) -> Guard:
+        root = None if fitted.is_own else np.array(fitted.plan.root, np.int32)
+        calibration = read_calibration(fitted.artifact.manifest["calibration"])
+        return cls(
+            scorer,
+            fitted.encoder,
+            fitted.plan,
+            fitted.policy,
+            calibration,
+            root=root,
+            limits=limits,
+            answers=fitted.answers,
+        )
 
     def check(self, prompt: str | bytes, response: str | bytes | None = None) -> Verdict:
         """Judge a prompt, and the response to it where there is one.

@@ -82,7 +82,7 @@ def export_guard(
     base         "smollm2-135m-instruct", a Hugging Face folder, a .gguf file or a hub id
     adapter      a PEFT folder; None: the packaged one for the default base, else none; "none": no adapter
     family       "aegis-edge", a built-in recipe's name, or a .toml file (aegis_edge/families/README.md)
-    policy       None: the 23 Aegis 2.0 categories
+    policy       None: the 23 Aegis 2.0 categories, or the family's own
     quantize     "w8a8", "w4a8", "bf16" or another scheme that the target takes; None: the target's first
     target       "aegis", this project's runtime, or the engine to write for: see targets/
     calibration  a text file (see calibration.py); None: the text that ships with the project
@@ -96,7 +96,7 @@ def export_guard(
     engine = get_target(target)
     scheme = scheme_for(target, engine, quantize)
     recipe = find_recipe(family)
-    rules = policy or Policy.default()
+    rules = policy or (None if recipe is None else recipe.policy) or Policy.default()
     refuse_existing(out.absolute(), force)  # before minutes of work, not after
     text_file = Path(calibration).expanduser() if calibration else None
     conversations = load_calibration(text_file)
@@ -106,7 +106,7 @@ def export_guard(
             folder = resolve_base(base).folder
             spoken = None if recipe is None else speak(recipe, folder)
             asked = get_family(family) if spoken is None else spoken.family()
-            parent = load_parent(base, adapter, asked)
+            parent = load_parent(base, adapter, asked, rules)
             bytes_before = 2 * sum(parameter.numel() for parameter in parent.model.parameters())
             encoder = ContentEncoder.from_json(parent.tokenizer)
             plan = asked.compile(encoder, rules)
