@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aegis_edge.errors import ArtifactError, PolicyError, ScorerError
+from aegis_edge.errors import ArtifactError, ScorerError
 from aegis_edge.families.plan import (
     CATEGORY,
     CONTENT,
@@ -98,10 +98,11 @@ class Decider:
             question: [self._row_numbers[row] for row in rows] for question, rows in plan.questions.items()
         }
         self._limits = {c.name: policy.threshold_of(c) for c in policy.categories}
-        if not self.has_leaves and policy.decided_by == "categories":
-            raise PolicyError(
-                "decided_by: this guard's family does not ask about categories one by one",
-                hint="leave it out: the verdict decides",
+        if not (self.has_leaves or plan.each) and policy.decided_by == "categories":
+            raise policy.refusal(
+                "decided_by",
+                "this guard's family does not ask about categories one by one",
+                "leave it out: the verdict decides",
             )
         self.by_categories = policy.by_categories and self.has_leaves
         self._is_complete = policy.is_complete

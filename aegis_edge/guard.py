@@ -7,10 +7,8 @@ tree (`passes.py`), and what was found in them is one verdict.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +16,12 @@ import numpy as np
 from aegis_edge.conversation import Conversation, Dialogue, conversation_of
 from aegis_edge.decision import Calibration, Decider, Verdict, read_calibration
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder
-from aegis_edge.errors import AegisError, ContextError, InputError, ScorerError
+from aegis_edge.errors import ContextError, InputError, ScorerError
 from aegis_edge.families.answers import NEMOGUARD, Answers
 from aegis_edge.families.plan import Plan
 from aegis_edge.fitting import Fitted, fit
 from aegis_edge.passes import Passes
+from aegis_edge.places import cache_folder, default_guard_path, find_guard
 from aegis_edge.policy import Policy
 from aegis_edge.reading import Reader, Script
 from aegis_edge.scoring import IdArray, Scorer
@@ -32,6 +31,8 @@ from aegis_edge.windows import MAX_TOKENS, Limits
 if TYPE_CHECKING:
     from aegis_edge.artifact import Artifact
     from aegis_edge.scoring.vocabulary import Vocabulary
+
+__all__ = ["SCORERS", "Guard", "cache_folder", "default_guard_path", "find_guard", "open_scorer"]
 
 SCORERS = ("cpu", "reference", "cuda")
 
@@ -84,6 +85,7 @@ class Guard:
         window: int | None = None,
         max_tokens: int = MAX_TOKENS,
         refuse_long: bool = False,
+        keep_policy: bool = True,
     ) -> Guard:
         """Load an artefact folder made by `aegis-edge export`.
 
@@ -97,6 +99,8 @@ class Guard:
         window   most tokens judged at once, longer text is split into overlapping windows; None: the context
         max_tokens  of one conversation; what has more raises ContextError
         refuse_long  raise ContextError for what does not fit one window instead of splitting it
+        keep_policy  keep another policy's keys and values on disk, beside the artefact or in the user's
+                 cache, for the next time (`kept.py`); the cpu scorer's alone
 
         Raises ArtifactError, PolicyError, ContextError or ScorerError.
         """
@@ -113,7 +117,7 @@ class Guard:
             try:
                 vocabulary = artifact.vocabulary() if label_mass else None
                 fitted = fit(artifact, policy)
-                engine = open_scorer(fitted.artifact, scorer, threads, vocabulary)
+                engine = open_scorer(fitted.artifact, scorer, threads, vocabulary, keep_policy)
                 return cls._of(fitted, engine, limits)
             finally:
                 verified.result()  # a damaged file is told as such, whatever else it led to
@@ -210,40 +214,12 @@ class Guard:
         return [self._reader.verdict(script, list(islice(outcomes, len(script.parts)))) for script in scripts]
 
 
-def cache_folder() -> Path:
-    """This package's folder in the user's cache: in $XDG_CACHE_HOME, else where the platform keeps caches."""
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    if xdg:
-        cache = Path(xdg)
-    elif sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
-    else:
-        cache = Path.home() / ".cache"
-    return cache / "aegis-edge"
-
-
-def default_guard_path() -> Path:
-    """Where the default guard is looked for when $AEGIS_EDGE_GUARD names no other."""
-    return cache_folder() / "guard"
-
-
-def find_guard() -> Path:
-    """The guard in use when none is named: $AEGIS_EDGE_GUARD, else the default one. Raises AegisError where
-    there is none."""
-    named = os.environ.get("AEGIS_EDGE_GUARD")
-    path = Path(named) if named else default_guard_path()
-    if not path.is_dir():
-        where = (
-            f"$AEGIS_EDGE_GUARD names {path}, which is no folder" if named else f"no default guard at {path}"
-        )
-        raise AegisError(where, hint=f"make one with: aegis-edge export --out {path}")
-    return path
-
-
 def open_scorer(
-    artifact: Artifact, name: str, threads: int | None = None, vocabulary: Vocabulary | None = None
+    artifact: Artifact,
+    name: str,
+    threads: int | None = None,
+    vocabulary: Vocabulary | None = None,
+    keep_policy: bool = False,
 ) -> Scorer:
     """An opened artefact's weights under one of SCORERS; arguments as in `Guard.load`. Raises ScorerError."""
     if name not in SCORERS:
@@ -252,7 +228,11 @@ def open_scorer(
         from aegis_edge.scoring.cpu import CpuScorer
 
         root = np.array(Plan.from_json(artifact.manifest["family"]["plan"]).root, np.int32)
-        return CpuScorer(artifact, root, artifact.policy_kv(), threads, vocabulary)
+        if not keep_policy:
+            return CpuScorer(artifact, root, artifact.policy_kv(), threads, vocabulary)
+        from aegis_edge.kept import Kept
+
+        return CpuScorer(artifact, root, artifact.policy_kv(), threads, vocabulary, Kept(artifact))
     try:
         if name == "cuda":
             from aegis_edge.scoring.cuda import CudaScorer

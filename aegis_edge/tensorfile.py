@@ -65,6 +65,10 @@ class TensorFile:
     def __del__(self) -> None:
         self.close()
 
+    def status(self) -> os.stat_result:
+        """The opened file's owner, mode and times."""
+        return os.fstat(self._descriptor)
+
     def read(self, name: str) -> np.ndarray:
         """A fresh array of one tensor (bf16 as uint16)."""
         info = self._info(name)

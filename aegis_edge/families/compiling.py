@@ -191,10 +191,11 @@ class Compiler:
         """Nodes from number `first` on: one a piece of content with the ids before it, then the rest of the
         text with the output, up to each slot. `parts`: the text once, or once a category."""
         nodes: list[Node] = []
-        parent, before = ROOT, ()
-        tails = []
+        parent = ROOT
+        tails: list[Ids] = []
         for one in parts:
-            parent, before, nodes = ROOT, (), []
+            before: tuple[Ids, ...] = ()
+            parent, nodes = ROOT, []
             for part in one:
                 if isinstance(part, str):
                     nodes.append(Node(parent, (*before, part)))
@@ -209,10 +210,10 @@ class Compiler:
         for tail in tails:
             at: dict[tuple[Given, str], tuple[int, Ids]] = {}
             for slot in output.slots:
-                above, path = parent, ()
+                above, rest = parent, tail[len(shared) :] + slot.ids
                 if slot.given:
                     above, path = at[slot.given[:-1], slot.given[-1][0]]
-                rest = slot.ids[len(path) :] if slot.given else tail[len(shared) :] + slot.ids
+                    rest = slot.ids[len(path) :]
                 if not rest:
                     raise FamilyError("no template text stands between the conversation and the answer")
                 nodes.append(Node(above, (rest,), slot.question, slot.given))

@@ -16,6 +16,7 @@ from aegis_edge.families.spoken import Own
 from aegis_edge.policy import Policy
 
 BUILT_IN = Path(__file__).parent
+_MORE = {"categories", "none", "controversial", "refuses", "complies", "end"}  # answers that may be left out
 _ROLES = ("system", "user", "assistant")
 
 
@@ -130,12 +131,11 @@ def _read(data: Mapping[str, Any], source: tuple[str, str]) -> Recipe:
         _string(data, "category", "") if "category" in data else None,
         _string(data, "allowed", "") if "allowed" in data else None,
         Answers(
-            **{
-                key: _string(answers, key, "answers.")
-                for key in Answers.__dataclass_fields__
-                if key in answers or key in ("safe", "unsafe", "prompt")
-            },
-            **({} if "exchange" in answers else {"exchange": None}),
+            _string(answers, "safe", "answers."),
+            _string(answers, "unsafe", "answers."),
+            _string(answers, "prompt", "answers."),
+            _string(answers, "exchange", "answers.") if "exchange" in answers else None,
+            **{key: _string(answers, key, "answers.") for key in _MORE & answers.keys()},
         ),
         _string(data, "lead", "") if "lead" in data else "",
         dict(variables),

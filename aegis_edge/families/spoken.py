@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aegis_edge.errors import FamilyError, PolicyError
+from aegis_edge.errors import FamilyError
 from aegis_edge.families.answers import Answers, expect, fill
 from aegis_edge.families.compiling import Compiler
 from aegis_edge.families.family import Family, Vocabulary
 from aegis_edge.families.plan import PROMPT, RESPONSE, Plan
-from aegis_edge.policy import Category, Policy
+from aegis_edge.policy import Policy
 
 ROWS = ("prompt_safe", "prompt_unsafe", "response_safe", "response_unsafe")
 _LINE = re.compile(r"\{(number|name|text|description)\}")
@@ -116,21 +116,21 @@ class Spoken:
     def _lines(self, policy: Policy, line: str | None) -> list[str]:
         if line is None:
             if [c.text for c in policy.categories] != [c.text for c in Policy.default().categories]:
-                raise PolicyError(
-                    f"categories: the family {self.name!r} brings a policy of its own and takes no other",
-                    hint="leave the categories out; thresholds can be set",
+                raise policy.refusal(
+                    "categories",
+                    f"the family {self.name!r} brings a policy of its own and takes no other",
+                    "leave the categories out; thresholds can be set",
                 )
             return []
-        return [self._line(category, i, line) for i, category in enumerate(policy.categories)]
+        return [self._line(policy, i, line) for i in range(len(policy.categories))]
 
-    def _line(self, category: Category, index: int, line: str) -> str:
+    def _line(self, policy: Policy, index: int, line: str) -> str:
+        category, key = policy.categories[index], f"categories[{index}]"
         if category.allowed and self.allowed is None:
-            raise PolicyError(
-                f"categories[{index}].allowed: the family {self.name!r} knows no allowed topics"
-            )
+            raise policy.refusal(f"{key}.allowed", f"the family {self.name!r} knows no allowed topics")
         if category.threshold is not None and not (self.is_each or self.answers.categories):
-            raise PolicyError(
-                f"categories[{index}].threshold: the family {self.name!r} gives categories no probability"
+            raise policy.refusal(
+                f"{key}.threshold", f"the family {self.name!r} gives categories no probability"
             )
         values = {"number": str(index + 1), "name": category.name, "text": category.text,
                   "description": category.description or category.name}  # fmt: skip
