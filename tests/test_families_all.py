@@ -3,9 +3,11 @@ published parsers' rules."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 from llama3 import CHAT, SPECIAL, make_tokenizer
 from other_tokenizers import GEMMA, GRANITE, LLAMA_2, QWEN, byte_level, sentencepiece
+from rich.console import Console
 from test_families_guard import nemo_parsers
 from test_families_spoken import LLAMA_GUARD
 from tiny_export import tiny_model
@@ -23,6 +26,7 @@ from tokenizers import Tokenizer
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import FamilyError, PolicyError
 from aegis_edge.export.chat import check_ids, speak
+from aegis_edge.export.pipeline import export_guard
 from aegis_edge.families import Plan, find_recipe
 from aegis_edge.families.recipe import BUILT_IN
 from aegis_edge.families.spoken import Spoken
@@ -241,3 +245,23 @@ def test_a_guideline_that_the_template_loses_is_named(folders, tmp_path):
     (tmp_path / "chat_template.jinja").write_text(GEMMA.replace("guideline", "'be kind'"))
     with pytest.raises(FamilyError, match=r"line \d+: variables.guideline: .*template lost \{category\}"):
         speak(find_recipe("shieldgemma"), tmp_path)
+
+
+def test_an_exported_guard_of_three_levels(folders, tmp_path):
+    """The whole way, on disk: a question of three words, a list, a refusal."""
+    folder, tokenizer = checkpoint("qwen3guard-gen", folders)
+    base = Path(shutil.copytree(folder, tmp_path / "base"))
+    model = tiny_model(tokenizer.get_vocab_size())
+    model.config.max_position_embeddings = 1024
+    model.save_pretrained(base)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("\n".join(json.dumps({"prompt": f"{i}?", "response": "4"}) for i in range(20)))
+    export_guard(str(base), "none", "qwen3guard-gen", out=tmp_path / "g", calibration=lines, quantize="bf16",
+                 console=Console(file=io.StringIO()))  # fmt: skip
+    strict = Policy(thresholds=Thresholds(1e-9, 1e-9))
+    verdict = Guard.load(tmp_path / "g", 1, policy=strict).check(PROMPT, RESPONSE)
+    wanted = made("qwen3guard-gen", folders, prompt=1e-9, response=1e-9)[0].check(PROMPT, RESPONSE)
+    for a, b in ((verdict.prompt, wanted.prompt), (verdict.response, wanted.response)):
+        assert a.probability == pytest.approx(b.probability, abs=0.03)
+        assert a.controversial == pytest.approx(b.controversial, abs=0.03)
+    assert verdict.refusal == pytest.approx(wanted.refusal, abs=0.03)
