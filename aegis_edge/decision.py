@@ -183,13 +183,19 @@ class Decider:
     ) -> list[tuple[int, str, str]]:
         """The category lists behind a conversation's answers: (slot that the list hangs from, question, key
         of the plan's list)."""
-        asked = []
+        asked: list[tuple[int, str, str]] = []
+        if not self._lists:
+            return asked
         for slot, (question, path) in enumerate(zip(reads, given, strict=True)):
             goes_on = any(
                 other in CONTENT and any(name == question for name, _ in after)
                 for other, after in zip(reads, given, strict=True)
             )
-            if question not in CONTENT or goes_on or any(_word(found[q]) != word for q, word in path):
+            if (
+                question not in CONTENT
+                or goes_on
+                or any(q not in found or _word(found[q]) != word for q, word in path)
+            ):
                 continue
             key = list_key((*path, (question, _word(found[question]))))
             if key in self._lists:

@@ -46,6 +46,8 @@ class TensorFile:
     was checked is what is read even when another artefact is renamed into this one's place. Reading is safe
     from several threads."""
 
+    _descriptor = -1  # also where opening failed
+
     def __init__(self, path: Path) -> None:
         """Raises ArtifactError unless header and length are exactly right."""
         self.path = path

@@ -216,7 +216,7 @@ def test_guards_asked_about_one_category_at_a_time(name, folders):
     tea = Policy((Category("Tea", None, "says that tea is bad.", threshold=0.9),))
     single = spoken.family().compile(encoder, tea)
     assert single.each == 1 and "says that tea is bad." in tokenizer.decode(list(single.prompt[-1].parts[0]))
-    limit = sorted(c.probability for c in verdict.prompt.categories)[-2]
+    limit = sorted(c.probability for c in verdict.prompt.categories)[-2] * 0.9999  # fp32 sums may differ
     second, _, _ = made(name, folders, prompt=limit, response=limit)
     assert len(second.check(PROMPT).prompt.categories) == 2 and not second.check(PROMPT).safe
     assert math.isfinite(verdict.prompt.margin)
