@@ -4,9 +4,8 @@
     probability  P(unsafe) = sigmoid(m / temperature + bias), calibrated for each question
     safe         probability < the policy's threshold
 
-A response that is read twice, after the prompt was called safe and after it was called unsafe, has
-P(unsafe) = P(prompt safe) P(unsafe | safe) + P(prompt unsafe) P(unsafe | unsafe), the margin of which is
-calibrated as any other.
+An answer that stands behind others, or has a third word, has a margin too (`weighing.py`), which is
+calibrated as any other. Of a guard that is asked about one category at a time, the highest margin counts.
 
 Logits that are not finite raise: a guard that is confused must not say "safe".
 """
@@ -18,13 +17,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aegis_edge.errors import ArtifactError, PolicyError, ScorerError
-from aegis_edge.families.plan import CATEGORY, PROMPT, QUESTIONS, RESPONSE, Plan
+from aegis_edge.errors import ArtifactError, ScorerError
+from aegis_edge.families.plan import (
+    CATEGORY,
+    CONTENT,
+    PROMPT,
+    QUESTIONS,
+    REFUSAL,
+    RESPONSE,
+    Given,
+    Plan,
+    list_key,
+)
 from aegis_edge.policy import Category, Policy
+from aegis_edge.verdict import CategoryScore, Outcome, Rating, Verdict, Window, merged
+from aegis_edge.weighing import log_sum, margin, weighed
 
 if TYPE_CHECKING:
     from aegis_edge.scoring import LogitArray
 
+
+__all__ = ["Calibration", "CategoryScore", "Decider", "Outcome", "Rating", "Verdict", "Window", "merged"]
 
 # The claim on what none of a policy's allowed topics is about.
 OFF_TOPIC = "Off topic"
@@ -32,89 +45,6 @@ OFF_TOPIC = "Off topic"
 # The category question about a category that is none of the taxonomy's: the guard was not trained on it, and
 # its margins mean something else. Calibrated apart where an artefact has it, as `category` else.
 CUSTOM = "custom_category"
-
-
-@dataclass(frozen=True)
-class Rating:
-    """One turn judged. `probability`: calibrated P(unsafe); `margin`: logit(unsafe) - logit(safe), raw."""
-
-    safe: bool
-    probability: float
-    margin: float
-
-
-@dataclass(frozen=True)
-class CategoryScore:
-    """A violated category. `code` is the taxonomy's, None for custom categories without one."""
-
-    name: str
-    code: str | None
-    probability: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one pass over one conversation, or one window of it, found.
-
-    ratings     of each question it was asked; categories: as in Verdict; label_mass: as in Verdict
-    """
-
-    ratings: Mapping[str, Rating]
-    categories: tuple[CategoryScore, ...]
-    label_mass: float | None = None
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of a long text.
-
-    of          "prompt" or "response"
-    start, end  the tokens of that text which it holds, from 0; `end` is the first that it does not
-    characters  the same in characters of the text; a character that a seam divides is in both windows. None
-                where it is a window of the second view of the text (see `Verdict.anomaly`), as are its tokens
-    """
-
-    of: str
-    start: int
-    end: int
-    characters: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of a check.
-
-    safe        whether prompt and response (where there is one) are both safe
-    response    None where there was no response
-    categories  violated ones, most probable first; none when safe, or when no category claims what is unsafe
-    tokens      tokens of the prompt's and response's text, all of which were scored
-    label_mass  share of the full vocabulary's probability that the labels hold, the smaller of prompt's and
-                response's; None unless the guard was loaded with label_mass=True
-    window      the part of a long text that decided: the one of the highest risk; None where it is the whole
-    turn        the turn of a dialogue that decided, from 0; None where there was no dialogue
-    anomaly     what Unicode hides in some text, comma-separated (`views.py`): it was judged as it is and with
-                that undone; None where there is nothing
-    """
-
-    safe: bool
-    prompt: Rating
-    response: Rating | None
-    categories: tuple[CategoryScore, ...]
-    tokens: int
-    label_mass: float | None = None
-    window: Window | None = None
-    turn: int | None = None
-    anomaly: str | None = None
-
-    @property
-    def tokens_total(self) -> int:
-        """Tokens of all that was handed in; the same as `tokens`."""
-        return self.tokens
-
-    @property
-    def tokens_seen(self) -> int:
-        """Tokens that were scored: `tokens_total` in every verdict. Where they differ the check raises."""
-        return self.tokens
 
 
 @dataclass(frozen=True)
@@ -135,15 +65,6 @@ class Calibration:
         x = margin / self.temperature + self.bias
         # Either form is exact for its sign and neither overflows.
         return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-def merged(claims: Iterable[CategoryScore]) -> tuple[CategoryScore, ...]:
-    """Each category once, with the highest of its probabilities, most probable first."""
-    best: dict[str, CategoryScore] = {}
-    for claim in claims:
-        if claim.name not in best or claim.probability > best[claim.name].probability:
-            best[claim.name] = claim
-    return tuple(sorted(best.values(), key=lambda claim: -claim.probability))
 
 
 def read_calibration(data: Mapping[str, Any]) -> dict[str, Calibration]:
@@ -169,31 +90,143 @@ class Decider:
             )
         self._policy = policy
         self._calibration = calibration
+        if plan.each not in (0, len(policy.categories)):
+            raise ArtifactError(f"a plan of {plan.each} categories for {len(policy.categories)}")
+        self._lists, self._each = plan.lists, plan.each
+        self._row_numbers = {row: i for i, row in enumerate(plan.rows)}
         self._rows = {
-            q: (plan.rows.index(no), plan.rows.index(yes)) for q, (no, yes) in plan.questions.items()
+            question: [self._row_numbers[row] for row in rows] for question, rows in plan.questions.items()
         }
-        if not self.has_leaves and policy.decided_by == "categories":
-            raise PolicyError(
-                "decided_by: this guard's family does not ask about categories one by one",
-                hint="leave it out: the verdict decides",
+        self._limits = {c.name: policy.threshold_of(c) for c in policy.categories}
+        if not (self.has_leaves or plan.each) and policy.decided_by == "categories":
+            raise policy.refusal(
+                "decided_by",
+                "this guard's family does not ask about categories one by one",
+                "leave it out: the verdict decides",
             )
         self.by_categories = policy.by_categories and self.has_leaves
         self._is_complete = policy.is_complete
         self._thresholds = {PROMPT: policy.thresholds.prompt, RESPONSE: policy.thresholds.response}
 
-    def ratings(self, reads: Sequence[str], logits: LogitArray) -> dict[str, Rating]:
-        """The rating of each question; logits float32 [len(reads), rows]. Raises ScorerError."""
+    def ratings(
+        self, reads: Sequence[str], logits: LogitArray, given: Sequence[Given] | None = None
+    ) -> dict[str, Rating]:
+        """The rating of each question; logits float32 [len(reads), rows]; given: the answers that each slot
+        follows, None: no slot follows any. Raises ScorerError."""
         if len(logits) != len(reads):
             raise ScorerError(f"the scorer returned {len(logits)} rows of logits for {len(reads)} slots")
-        margins: dict[str, list[float]] = {}
-        for question, row in zip(reads, logits, strict=True):
-            margins.setdefault(question, []).append(self._margin(question, row))
+        if self._each:
+            return self._ratings_of_each(reads, logits)
+        slots = self._slots(reads, logits, given)
         found = {}
-        for question, given in margins.items():
-            margin = given[0] if len(given) == 1 else weighed(margins[PROMPT][0], given[0], given[1])
-            probability = self._calibration[question].probability(margin)
-            found[question] = Rating(probability < self._thresholds[question], probability, margin)
+        for question in dict.fromkeys(reads):
+            if question == REFUSAL:
+                continue
+            words = slots.get(((), question))
+            value = margin(words) if words else weighed(slots, question)
+            if value is None:
+                raise ScorerError(f"the {question} was not read behind every answer before it")
+            probability = self._calibration[question].probability(value)
+            middle = None
+            if words and len(words) == 3:
+                middle = math.exp(words[2] - log_sum(words[1:]))
+            found[question] = Rating(probability < self._thresholds[question], probability, value, middle)
         return found
+
+    def _slots(
+        self, reads: Sequence[str], logits: LogitArray, given: Sequence[Given] | None
+    ) -> dict[tuple[Given, str], list[float]]:
+        paths = given or [()] * len(reads)
+        return {
+            (path, question): self._words(question, row)
+            for path, question, row in zip(paths, reads, logits, strict=True)
+        }
+
+    def _ratings_of_each(self, reads: Sequence[str], logits: LogitArray) -> dict[str, Rating]:
+        """Ratings of a guard that is asked about one category at a time: a turn is unsafe where one of them
+        reaches its own threshold, else the turn's."""
+        found = {}
+        for question in dict.fromkeys(reads):
+            margins = [
+                margin(self._words(question, row))
+                for asked, row in zip(reads, logits, strict=True)
+                if asked == question
+            ]
+            scores = []
+            for category, value in zip(self._policy.categories, margins, strict=True):
+                limit = self._thresholds[question] if category.threshold is None else category.threshold
+                probability = self._calibration[question].probability(value)
+                if probability >= limit:
+                    scores.append(CategoryScore(category.name, category.code, probability))
+            highest = self._calibration[question].probability(max(margins))
+            found[question] = Rating(not scores, highest, max(margins), None, merged(scores))
+        return found
+
+    def refusal(
+        self,
+        reads: Sequence[str],
+        logits: LogitArray,
+        given: Sequence[Given],
+        found: Mapping[str, Rating],
+    ) -> float | None:
+        """P(the response refuses), where the first pass tells: weighed over the answers before it, or, where
+        they were not all read, behind those of the verdict."""
+        slots = self._slots(reads, logits, given)
+        value = weighed(slots, REFUSAL) if REFUSAL in reads else None
+        for path, question in slots if value is None else ():
+            if question == REFUSAL and all(_word(found[asked]) == word for asked, word in path):
+                value = margin(slots[path, question])
+        return None if value is None else self._calibration[REFUSAL].probability(value)
+
+    def lists(
+        self, reads: Sequence[str], given: Sequence[Given], found: Mapping[str, Rating]
+    ) -> list[tuple[int, str, str]]:
+        """The category lists behind a conversation's answers: (slot that the list hangs from, question, key
+        of the plan's list)."""
+        asked: list[tuple[int, str, str]] = []
+        if not self._lists:
+            return asked
+        for slot, (question, path) in enumerate(zip(reads, given, strict=True)):
+            goes_on = any(
+                other in CONTENT and any(name == question for name, _ in after)
+                for other, after in zip(reads, given, strict=True)
+            )
+            if (
+                question not in CONTENT
+                or goes_on
+                or any(q not in found or _word(found[q]) != word for q, word in path)
+            ):
+                continue
+            key = list_key((*path, (question, _word(found[question]))))
+            if key in self._lists:
+                asked.append((slot, question, key))
+        return asked
+
+    def listed(self, key: str, logits: LogitArray) -> tuple[tuple[CategoryScore, ...], float | None]:
+        """The categories of a list: those from their threshold on, else the most probable one, for an unsafe
+        output names one at least; and P(the response refuses) where that stands behind the list. logits
+        float32 [leaves of the list, rows]."""
+        listing = self._lists[key]
+        if len(logits) != len(listing.leaves):
+            raise ScorerError(f"the scorer returned {len(logits)} rows for a list of {len(listing.leaves)}")
+        probabilities = listing.probabilities(
+            lambda step, row: self._logit(CATEGORY, float(logits[step][self._row_numbers[row]]))
+        )
+        scores = [
+            CategoryScore(name, code, p)
+            for (name, code), p in zip(listing.categories, probabilities, strict=True)
+        ]
+        scores.sort(key=lambda score: -score.probability)
+        limit = self._policy.thresholds.category
+        claims = [score for score in scores if score.probability >= self._limits.get(score.name, limit)]
+        refusal = None
+        if listing.refusals:
+            rows = logits[len(listing.steps) :]
+            answers = [
+                self._calibration[REFUSAL].probability(margin(self._words(REFUSAL, row))) for row in rows
+            ]
+            refusal = math.fsum(p * answer for p, answer in zip(probabilities, answers, strict=True))
+        return tuple(claims or scores[:1]), refusal
 
     def mass(self, reads: Sequence[str], logits: LogitArray, log_sum_exp: LogitArray) -> float:
         """The labels' share of the full vocabulary's probability, the smallest of the questions'."""
@@ -252,30 +285,22 @@ class Decider:
         return tuple(sorted(violated, key=lambda score: -score.probability))
 
     def _margin(self, question: str, row: LogitArray) -> float:
-        no, yes = self._rows[question]
-        margin = float(row[yes]) - float(row[no])
-        if not math.isfinite(margin):
+        return margin(self._words(question, row))
+
+    def _words(self, question: str, row: LogitArray) -> list[float]:
+        return [self._logit(question, float(row[number])) for number in self._rows[question]]
+
+    def _logit(self, question: str, logit: float) -> float:
+        if not math.isfinite(logit):
             raise ScorerError(
                 f"the scorer returned logits that are not finite for the {question}; no verdict can be given",
                 hint="verify the guard with: aegis-edge inspect DIR",
             )
-        return margin
+        return logit
 
 
-def weighed(first: float, if_safe: float, if_unsafe: float) -> float:
-    """The margin of a second answer, from that of the first and those of the second after either answer.
-
-    log P(unsafe) - log P(safe) of the second, summed over the first; finite for finite margins.
-    """
-    safe, unsafe = _log_sigmoid(-first), _log_sigmoid(first)
-    yes = _log_add(safe + _log_sigmoid(if_safe), unsafe + _log_sigmoid(if_unsafe))
-    no = _log_add(safe + _log_sigmoid(-if_safe), unsafe + _log_sigmoid(-if_unsafe))
-    return yes - no
-
-
-def _log_sigmoid(x: float) -> float:
-    return min(x, 0.0) - math.log1p(math.exp(-abs(x)))
-
-
-def _log_add(a: float, b: float) -> float:
-    return max(a, b) + math.log1p(math.exp(-abs(a - b)))
+def _word(rating: Rating) -> int:
+    """Which of its words a rating comes to."""
+    if rating.safe:
+        return 0
+    return 2 if rating.controversial is not None and rating.controversial >= 0.5 else 1

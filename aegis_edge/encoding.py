@@ -14,7 +14,8 @@ import numpy as np
 
 from aegis_edge.conversation import Conversation
 from aegis_edge.errors import AegisError, ArtifactError, ContextError, InputError
-from aegis_edge.families.plan import PROMPT, RESPONSE, ROOT, Node, Plan
+from aegis_edge.families.plan import PROMPT, RESPONSE, ROOT, Given, Node, Plan
+from aegis_edge.leads import without_lead
 from aegis_edge.scoring import IdArray, Segment
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 class ContentEncoder:
     """Encodes text with a tokenizer's own model, normaliser and pre-tokeniser, but without its added tokens.
 
-    On text that spells no added token the ids are the tokenizer's own. Its truncation, padding and
-    post-processing are left out. A byte-level BPE drops bytes that its vocabulary lacks without a word;
-    characters made of such bytes are encoded as U+FFFD instead. Safe to use from several threads.
+    On text that spells no added token the ids are the tokenizer's own, as they are behind other text
+    (`leads.py`). Its truncation, padding and post-processing are left out. A byte-level BPE drops bytes that
+    its vocabulary lacks without a word; characters made of such bytes are encoded as U+FFFD instead. Safe to
+    use from several threads.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -37,10 +39,11 @@ class ContentEncoder:
         self.control_tokens = frozenset(self._control)
         # A tokenizer made from a model has no added tokens. The model is shared, not copied: no cost.
         self._tokenizer = Fresh(tokenizer.model)
-        if tokenizer.normalizer is not None:
-            self._tokenizer.normalizer = tokenizer.normalizer
-        if tokenizer.pre_tokenizer is not None:
-            self._tokenizer.pre_tokenizer = tokenizer.pre_tokenizer
+        normalizer, pre_tokenizer, self.led = without_lead(tokenizer)
+        if normalizer is not None:
+            self._tokenizer.normalizer = normalizer
+        if pre_tokenizer is not None:
+            self._tokenizer.pre_tokenizer = pre_tokenizer
         if getattr(tokenizer.model, "dropout", None):
             raise ArtifactError(
                 "tokenizer.json: its BPE drops merges at random; verdicts would change from run to run"
@@ -137,6 +140,7 @@ class Encoded:
     segments  the nodes of the first pass
     reads     the question of each slot, in slot order
     judged    the node of each slot
+    given     the answers that each slot follows; see `Node`
     last      the node from which category leaves hang
     content   tokens of the prompt's and response's text
     size      tokens of all segments
@@ -145,6 +149,7 @@ class Encoded:
     segments: tuple[Segment, ...]
     reads: tuple[str, ...]
     judged: tuple[int, ...]
+    given: tuple[Given, ...]
     last: int
     content: int
     size: int
@@ -161,7 +166,8 @@ class ConversationEncoder:
     def __init__(self, encoder: ContentEncoder, plan: Plan, context: int) -> None:
         """`context` is the scorer's. Raises ContextError where not even an empty conversation fits."""
         self.content, self._plan = encoder, plan
-        longest_leaf = max((len(ids) for ids in plan.leaves), default=0)
+        leaves = [plan.leaves, *(listing.leaves for listing in plan.lists.values())]
+        longest_leaf = max((len(ids) for asked in leaves for ids in asked), default=0)
         # Room for the leaves is kept free from the start: else a text would fit only while it is found safe.
         self._room = context - len(plan.root) - longest_leaf
         # Text of the template that is encoded with the content, as ids for where a window cuts it off.
@@ -230,6 +236,7 @@ class ConversationEncoder:
         segments: list[Segment] = []
         reads: list[str] = []
         judged: list[int] = []
+        given: list[Given] = []
         numbers = {ROOT: 0}
         for index, node in enumerate(nodes):
             ids = np.concatenate(
@@ -244,12 +251,16 @@ class ConversationEncoder:
             segments.append(Segment(ids, parent, slots))
             numbers[index] = len(segments)
             judged += slots and (len(segments),)
+            given += [node.given] if slots else []
         size = sum(len(segment.ids) for segment in segments)
-        return Encoded(tuple(segments), tuple(reads), tuple(judged), numbers[len(nodes) - 1], tokens, size)
+        last = numbers[len(nodes) - 1]
+        return Encoded(tuple(segments), tuple(reads), tuple(judged), tuple(given), last, tokens, size)
 
-    def leaves(self, parent: int) -> list[Segment]:
-        """One leaf a category under node `parent`, in the policy's order, read at its last token."""
-        return [Segment(np.array(ids, np.int32), parent, (len(ids) - 1,)) for ids in self._plan.leaves]
+    def leaves(self, parent: int, listing: str = "") -> list[Segment]:
+        """One leaf a category under node `parent`, in the policy's order, or those of a category list; each
+        is read at its last token."""
+        leaves = self._plan.lists[listing].leaves if listing else self._plan.leaves
+        return [Segment(np.array(ids, np.int32), parent, (len(ids) - 1,)) for ids in leaves]
 
     def _limit(self, nodes: tuple[Node, ...]) -> int:
         """`limit` of a plan's nodes."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from aegis_edge.decision import Outcome
 from aegis_edge.encoding import Encoded
-from aegis_edge.passes import Passes, Reading, extend
+from aegis_edge.passes import Asked, Passes, Reading, extend
 from aegis_edge.scoring import IdArray, LogitArray, Segment, Tree
 
 BLOCK = 16
@@ -32,7 +32,7 @@ class _Node:
     stays: bool = True
     row: LogitArray | None = None
     log_sum_exp: LogitArray | None = None
-    leaves: LogitArray | None = None
+    leaves: dict[str, LogitArray] = field(default_factory=dict)
     children: list[_Node] = field(default_factory=list)
 
     def begins(self, ids: IdArray, slots: tuple[int, ...]) -> bool:
@@ -114,13 +114,14 @@ class Growth:
             node.row = logits[row]
             node.log_sum_exp = None if total is None else total[row : row + 1]
 
-    def _leaves(self, numbers: list[int]) -> Iterator[LogitArray]:
-        nodes = [self._nodes[number - 1] for number in numbers]
-        missing = list(dict.fromkeys(node for node in nodes if node.leaves is None))
-        rows = self._passes.leaves(self._tree, len(self._nodes) + 1, [node.number for node in missing])
-        for node, leaves in zip(missing, rows, strict=True):
-            node.leaves = leaves
-        return iter([node.leaves for node in nodes if node.leaves is not None])
+    def _leaves(self, asked: list[Asked]) -> Iterator[LogitArray]:
+        wanted = [(self._nodes[number - 1], key) for number, key in asked]
+        missing = list(dict.fromkeys((node, key) for node, key in wanted if key not in node.leaves))
+        at = [(node.number, key) for node, key in missing]
+        rows = self._passes.leaves(self._tree, len(self._nodes) + 1, at)
+        for (node, key), leaves in zip(missing, rows, strict=True):
+            node.leaves[key] = leaves
+        return iter([node.leaves[key] for node, key in wanted])
 
 
 def _walk(parent: _Node, segment: Segment) -> tuple[list[_Node], IdArray]:
@@ -146,6 +147,7 @@ def _reading(encoded: Encoded, ends: Sequence[_Node]) -> Reading:
     totals = [node.log_sum_exp for node in read if node.log_sum_exp is not None]
     return Reading(
         encoded.reads,
+        encoded.given,
         np.stack([node.row for node in read if node.row is not None]),
         np.concatenate(totals) if totals else None,
         tuple(node.number for node in read),

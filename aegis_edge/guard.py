@@ -7,10 +7,8 @@ tree (`passes.py`), and what was found in them is one verdict.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +16,12 @@ import numpy as np
 from aegis_edge.conversation import Conversation, Dialogue, conversation_of
 from aegis_edge.decision import Calibration, Decider, Verdict, read_calibration
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder
-from aegis_edge.errors import AegisError, ArtifactError, ContextError, InputError, PolicyError, ScorerError
-from aegis_edge.families import family_of
+from aegis_edge.errors import ContextError, InputError, ScorerError
 from aegis_edge.families.answers import NEMOGUARD, Answers
 from aegis_edge.families.plan import Plan
+from aegis_edge.fitting import Fitted, fit
 from aegis_edge.passes import Passes
+from aegis_edge.places import cache_folder, default_guard_path, find_guard
 from aegis_edge.policy import Policy
 from aegis_edge.reading import Reader, Script
 from aegis_edge.scoring import IdArray, Scorer
@@ -32,6 +31,8 @@ from aegis_edge.windows import MAX_TOKENS, Limits
 if TYPE_CHECKING:
     from aegis_edge.artifact import Artifact
     from aegis_edge.scoring.vocabulary import Vocabulary
+
+__all__ = ["SCORERS", "Guard", "cache_folder", "default_guard_path", "find_guard", "open_scorer"]
 
 SCORERS = ("cpu", "reference", "cuda")
 
@@ -68,7 +69,9 @@ class Guard:
         self._encoder = ConversationEncoder(encoder, plan, scorer.context)
         self._reader = Reader(self._encoder, limits or Limits())
         decider = Decider(plan, policy, calibration or read_calibration({}))
-        self._passes = Passes(scorer, root, self._encoder, decider, sum(len(ids) for ids in plan.leaves))
+        leaves = [plan.leaves, *(listing.leaves for listing in plan.lists.values())]
+        tokens = max(sum(map(len, asked)) for asked in leaves)
+        self._passes = Passes(scorer, root, self._encoder, decider, tokens)
 
     @classmethod
     def load(
@@ -82,6 +85,7 @@ class Guard:
         window: int | None = None,
         max_tokens: int = MAX_TOKENS,
         refuse_long: bool = False,
+        keep_policy: bool = True,
     ) -> Guard:
         """Load an artefact folder made by `aegis-edge export`.
 
@@ -95,6 +99,8 @@ class Guard:
         window   most tokens judged at once, longer text is split into overlapping windows; None: the context
         max_tokens  of one conversation; what has more raises ContextError
         refuse_long  raise ContextError for what does not fit one window instead of splitting it
+        keep_policy  keep another policy's keys and values on disk, beside the artefact or in the user's
+                 cache, for the next time (`kept.py`); the cpu scorer's alone
 
         Raises ArtifactError, PolicyError, ContextError or ScorerError.
         """
@@ -109,11 +115,11 @@ class Guard:
         with ThreadPoolExecutor(1) as pool:
             verified = pool.submit(artifact.verify)
             try:
-                # First the tokenizer: its parser keeps the GIL, which hashing does not need but packing does.
-                encoder = ContentEncoder.from_json(artifact.tokenizer_json())
+                # The tokenizer first: its parser keeps the GIL, which hashing does not need but packing does.
+                fitted = fit(artifact, policy)
                 vocabulary = artifact.vocabulary() if label_mass else None
-                engine = open_scorer(artifact, scorer, threads, vocabulary)
-                return cls.from_artifact(artifact, engine, policy, limits, encoder)
+                engine = open_scorer(fitted.artifact, scorer, threads, vocabulary, keep_policy)
+                return cls._of(fitted, engine, limits)
             finally:
                 verified.result()  # a damaged file is told as such, whatever else it led to
 
@@ -124,33 +130,28 @@ class Guard:
         scorer: Scorer,
         policy: Policy | None = None,
         limits: Limits | None = None,
-        encoder: ContentEncoder | None = None,
     ) -> Guard:
-        """The guard of an opened artefact, over a scorer made from it; `encoder`: the artefact's, if there is
-        one already."""
-        manifest = artifact.manifest
-        plan = Plan.from_json(manifest["family"]["plan"])
-        if list(plan.rows) != manifest["head"]["rows"]:
-            raise ArtifactError("aegis.json: the family's rows are not the head's")
-        try:
-            own = Policy.from_dict(manifest["policy"])
-        except PolicyError as error:
-            raise ArtifactError(f"aegis.json: policy: {error}") from error
-        encoder = encoder or ContentEncoder.from_json(artifact.tokenizer_json())
-        calibration = read_calibration(manifest["calibration"])
-        section = manifest["family"]
-        spoken = family_of(section).spoken if "spoken" in section else None
-        answers = NEMOGUARD if spoken is None else spoken.answers
-        used = policy or own
-        if spoken is None:
-            is_own = [c.text for c in used.categories] == [c.text for c in own.categories]
-        else:
-            is_own = spoken.policy_text(used) == spoken.policy_text(own)
-        if is_own:
-            return cls(scorer, encoder, plan, used, calibration, limits=limits, answers=answers)
-        plan = family_of(section).compile(encoder, used)
-        root = np.array(plan.root, np.int32)
-        return cls(scorer, encoder, plan, used, calibration, root=root, limits=limits, answers=answers)
+        """The guard of an opened artefact, over a scorer made from it.
+
+        Raises ScorerError for a policy whose category list needs label rows that the scorer has not: `load`
+        takes it.
+        """
+        return cls._of(fit(artifact, policy), scorer, limits)
+
+    @classmethod
+    def _of(cls, fitted: Fitted, scorer: Scorer, limits: Limits | None) -> Guard:
+        root = None if fitted.is_own else np.array(fitted.plan.root, np.int32)
+        calibration = read_calibration(fitted.artifact.manifest["calibration"])
+        return cls(
+            scorer,
+            fitted.encoder,
+            fitted.plan,
+            fitted.policy,
+            calibration,
+            root=root,
+            limits=limits,
+            answers=fitted.answers,
+        )
 
     def check(self, prompt: str | bytes, response: str | bytes | None = None) -> Verdict:
         """Judge a prompt, and the response to it where there is one.
@@ -214,40 +215,12 @@ class Guard:
         return [self._reader.verdict(script, list(islice(outcomes, len(script.parts)))) for script in scripts]
 
 
-def cache_folder() -> Path:
-    """This package's folder in the user's cache: in $XDG_CACHE_HOME, else where the platform keeps caches."""
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    if xdg:
-        cache = Path(xdg)
-    elif sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
-    else:
-        cache = Path.home() / ".cache"
-    return cache / "aegis-edge"
-
-
-def default_guard_path() -> Path:
-    """Where the default guard is looked for when $AEGIS_EDGE_GUARD names no other."""
-    return cache_folder() / "guard"
-
-
-def find_guard() -> Path:
-    """The guard in use when none is named: $AEGIS_EDGE_GUARD, else the default one. Raises AegisError where
-    there is none."""
-    named = os.environ.get("AEGIS_EDGE_GUARD")
-    path = Path(named) if named else default_guard_path()
-    if not path.is_dir():
-        where = (
-            f"$AEGIS_EDGE_GUARD names {path}, which is no folder" if named else f"no default guard at {path}"
-        )
-        raise AegisError(where, hint=f"make one with: aegis-edge export --out {path}")
-    return path
-
-
 def open_scorer(
-    artifact: Artifact, name: str, threads: int | None = None, vocabulary: Vocabulary | None = None
+    artifact: Artifact,
+    name: str,
+    threads: int | None = None,
+    vocabulary: Vocabulary | None = None,
+    keep_policy: bool = False,
 ) -> Scorer:
     """An opened artefact's weights under one of SCORERS; arguments as in `Guard.load`. Raises ScorerError."""
     if name not in SCORERS:
@@ -256,7 +229,11 @@ def open_scorer(
         from aegis_edge.scoring.cpu import CpuScorer
 
         root = np.array(Plan.from_json(artifact.manifest["family"]["plan"]).root, np.int32)
-        return CpuScorer(artifact, root, artifact.policy_kv(), threads, vocabulary)
+        if not keep_policy:
+            return CpuScorer(artifact, root, artifact.policy_kv(), threads, vocabulary)
+        from aegis_edge.kept import Kept
+
+        return CpuScorer(artifact, root, artifact.policy_kv(), threads, vocabulary, Kept(artifact))
     try:
         if name == "cuda":
             from aegis_edge.scoring.cuda import CudaScorer

@@ -165,10 +165,7 @@ def _check_family(family: dict[str, Any], rows: list[str], model: dict[str, Any]
     plan = Plan.from_json(family.get("plan"))
     if list(plan.rows) != rows:
         raise _bad("the rows of family.plan are not those of head")
-    parts = (
-        part for node in (*plan.prompt, *plan.exchange) for part in node.parts if not isinstance(part, str)
-    )
-    if max(max(ids) for ids in (plan.root, *plan.leaves, *parts)) >= model["vocab"]:
+    if max(max(ids) for ids in plan.all_ids()) >= model["vocab"]:
         raise _bad(f"family.plan: an id is not below {model['vocab']}, the vocabulary")
     if len(plan.root) > model["context"]:
         raise _bad(f"family.plan: a policy of {len(plan.root)} tokens in a context of {model['context']}")

@@ -11,13 +11,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from aegis_edge.decision import CategoryScore, Decider, Outcome, Rating, merged
 from aegis_edge.encoding import ConversationEncoder, Encoded
 from aegis_edge.errors import ScorerError
+from aegis_edge.families.plan import Given
 from aegis_edge.scoring import IdArray, LogitArray, Scorer, Segment, Tree
 
 # Tokens added in one pass, unless a single conversation has more. A pass this long is compute-bound: a longer
@@ -25,12 +26,16 @@ from aegis_edge.scoring import IdArray, LogitArray, Scorer, Segment, Tree
 # Results do not depend on it.
 CHUNK_TOKENS = 2048
 
+Asked = tuple[int, str]  # a node, and the plan's list whose leaves are read under it; "": the policy's leaves
+_NONE = np.zeros((0, 0), np.float32)
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
     """A conversation's slots as they were read.
 
     questions    of each slot
+    given        the answers that each slot follows
     logits       float32 [slots, rows]
     log_sum_exp  float32 [slots], or None; see `Tree`
     nodes        number of each slot's node in the tree
@@ -38,6 +43,7 @@ class Reading:
     """
 
     questions: tuple[str, ...]
+    given: tuple[Given, ...]
     logits: LogitArray
     log_sum_exp: LogitArray | None
     nodes: tuple[int, ...]
@@ -55,7 +61,7 @@ class Passes:
         decider: Decider,
         leaf_tokens: int,
     ) -> None:
-        """`root`: as in `Guard`. `leaf_tokens`: ids of all leaves under one node."""
+        """`root`: as in `Guard`. `leaf_tokens`: most ids of all leaves under one node."""
         self._scorer, self._root, self._encoder, self._decider = scorer, root, encoder, decider
         self._leaf_tokens = leaf_tokens
         # A deque's pop and append are atomic: no lock that a fork could leave held.
@@ -78,30 +84,48 @@ class Passes:
                 rows = slice(row, row + len(encoded.reads))
                 nodes = tuple(first + node for node in encoded.judged)
                 sums = None if total is None else total[rows]
-                readings.append(Reading(encoded.reads, logits[rows], sums, nodes, first + encoded.last))
+                last = first + encoded.last
+                readings.append(Reading(encoded.reads, encoded.given, logits[rows], sums, nodes, last))
                 row = rows.stop
-            return self.outcomes(readings, lambda nodes: self.leaves(tree, len(segments) + 1, nodes))
+            return self.outcomes(readings, lambda asked: self.leaves(tree, len(segments) + 1, asked))
 
     def outcomes(
-        self, readings: Sequence[Reading], leaves: Callable[[list[int]], Iterator[LogitArray]]
+        self, readings: Sequence[Reading], leaves: Callable[[list[Asked]], Iterator[LogitArray]]
     ) -> list[Outcome]:
-        """Readings to outcomes. `leaves` gives the label logits [categories, rows] of the policy's leaves
-        under each of some nodes, in order."""
-        ratings = [self._decider.ratings(r.questions, r.logits) for r in readings]
+        """Readings to outcomes. `leaves` gives the label logits [leaves, rows] of all that is asked, in
+        order."""
+        decider = self._decider
+        ratings = [decider.ratings(r.questions, r.logits, r.given) for r in readings]
         masses = [
-            None if r.log_sum_exp is None else self._decider.mass(r.questions, r.logits, r.log_sum_exp)
+            None if r.log_sum_exp is None else decider.mass(r.questions, r.logits, r.log_sum_exp)
             for r in readings
         ]
-        if self._decider.by_categories:
-            rows = leaves([node for reading in readings for node in reading.nodes])
+        refusals = [
+            decider.refusal(r.questions, r.logits, r.given, found)
+            for r, found in zip(readings, ratings, strict=True)
+        ]
+        claimed: list[tuple[CategoryScore, ...]]
+        if decider.by_categories:
+            rows = leaves([(node, "") for reading in readings for node in reading.nodes])
             claimed = [self._judged_by_categories(found, rows) for found in ratings]
-        else:
+        elif decider.has_leaves:
             unsafe = [i for i, found in enumerate(ratings) if not all(r.safe for r in found.values())]
-            unsafe = unsafe if self._decider.has_leaves else []
-            rows = leaves([readings[i].last for i in unsafe])
-            claims = {i: self._decider.categories(row) for i, row in zip(unsafe, rows, strict=True)}
+            rows = leaves([(readings[i].last, "") for i in unsafe])
+            claims = {i: decider.categories(row) for i, row in zip(unsafe, rows, strict=True)}
             claimed = [claims.get(i, ()) for i in range(len(readings))]
-        return [Outcome(*found) for found in zip(ratings, claimed, masses, strict=True)]
+        else:
+            lists = [
+                (i, *asked)
+                for i, (r, found) in enumerate(zip(readings, ratings, strict=True))
+                for asked in decider.lists(r.questions, r.given, found)
+            ]
+            rows = leaves([(readings[i].nodes[slot], key) for i, slot, _, key in lists])
+            for (i, _, question, key), row in zip(lists, rows, strict=True):
+                scores, refusal = decider.listed(key, row)
+                ratings[i][question] = replace(ratings[i][question], categories=scores)
+                refusals[i] = refusals[i] if refusal is None else refusal
+            claimed = [merged(c for r in found.values() for c in r.categories) for found in ratings]
+        return [Outcome(*found) for found in zip(ratings, claimed, masses, refusals, strict=True)]
 
     def _judged_by_categories(
         self, found: dict[str, Rating], rows: Iterator[LogitArray]
@@ -114,15 +138,16 @@ class Passes:
             claims += claimed
         return merged(claims)
 
-    def leaves(self, tree: Tree, nodes: int, parents: Sequence[int]) -> Iterator[LogitArray]:
-        """Label logits [categories, rows] of the policy's leaves under each of `parents`, in a tree that is
-        cut back to `nodes` nodes each time."""
+    def leaves(self, tree: Tree, nodes: int, asked: Sequence[Asked]) -> Iterator[LogitArray]:
+        """Label logits [leaves, rows] of all that is asked, in a tree that is cut back to `nodes` nodes each
+        time."""
         at_once = max(1, CHUNK_TOKENS // max(1, self._leaf_tokens))
-        for start in range(0, len(parents), at_once):
-            batch = parents[start : start + at_once]
-            logits = extend(tree, [leaf for parent in batch for leaf in self._encoder.leaves(parent)])
+        for start in range(0, len(asked), at_once):
+            batch = [self._encoder.leaves(*one) for one in asked[start : start + at_once]]
+            # A list of one category has nothing to ask.
+            logits = extend(tree, leaves) if (leaves := [leaf for one in batch for leaf in one]) else _NONE
             tree.truncate(nodes)
-            yield from np.split(logits, len(batch))
+            yield from np.split(logits, np.cumsum([len(one) for one in batch])[:-1])
 
     @contextmanager
     def tree(self) -> Iterator[Tree]:

@@ -33,7 +33,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,18 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Policy:
-    """Categories in the order the guard reads them, and thresholds. Immutable."""
+    """Categories in the order the guard reads them, and thresholds. Immutable.
+
+    `source`: file name ("" where there is none) and text that it was read from, so that an error can name
+    the line; no part of what it is.
+    """
 
     categories: tuple[Category, ...] = field(
         default_factory=lambda: tuple(Category(h.name, h.code) for h in taxonomy.HAZARDS)
     )
     thresholds: Thresholds = field(default_factory=Thresholds)
     decided_by: str = "auto"
+    source: tuple[str, str] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.categories) <= MAX_CATEGORIES:
@@ -206,20 +211,31 @@ class Policy:
         except RecursionError as error:
             raise PolicyError("not valid TOML: nested too deeply") from error
         try:
-            return cls.from_dict(data)
+            return replace(cls.from_dict(data), source=("", text))
         except _Located as error:
-            line = _line_of(text, error.key, data.get("categories"))
-            raise PolicyError(f"line {line}: {error}" if line else str(error), hint=error.hint) from error
+            raise _with_line(error, text, data) from error
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Policy:
         """Read a TOML file. Raises PolicyError naming file, line and key."""
         try:
-            return cls.from_toml(Path(path).read_text("utf-8"))
+            text = Path(path).read_text("utf-8")
+            return replace(cls.from_toml(text), source=(str(path), text))
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyError(f"{path}: can not be read: {error}") from error
         except PolicyError as error:
             raise PolicyError(f"{path}: {error}", hint=error.hint) from error
+
+    def refusal(self, key: str, what: str, hint: str | None = None) -> PolicyError:
+        """The error that a guard can not take this policy's `key`, led by file and line where it is known."""
+        error = _Located(what, key, hint)
+        if self.source is None:
+            return error
+        import tomllib
+
+        file, text = self.source
+        located = _with_line(error, text, tomllib.loads(text))
+        return PolicyError(f"{file}: {located}" if file else str(located), hint=hint)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` gives an equal policy back."""
@@ -263,6 +279,12 @@ class _Located(PolicyError):
 
     def under(self, prefix: str) -> _Located:
         return _Located(self.what, prefix + self.key, self.hint)
+
+
+def _with_line(error: _Located, text: str, data: Mapping[str, Any]) -> PolicyError:
+    """The error, led by the line of its key in the TOML text."""
+    line = _line_of(text, error.key, data.get("categories"))
+    return PolicyError(f"line {line}: {error}" if line else str(error), hint=error.hint)
 
 
 def _read_category(entry: Any, key: str) -> Category:

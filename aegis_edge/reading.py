@@ -126,6 +126,7 @@ class Reader:
         seen = sum(_seen(source, script.parts) for source in script.sources if not source.is_view)
         if seen != script.tokens or decisive is None:
             raise ScorerError(f"{seen} of {script.tokens} tokens were scored; no verdict can be given")
+        refusals = [outcome.refusal for outcome in outcomes if outcome.refusal is not None]
         masses = [outcome.label_mass for outcome in outcomes if outcome.label_mass is not None]
         return Verdict(
             all(rating.safe for rating in worst.values()),
@@ -137,6 +138,7 @@ class Reader:
             self._window(decisive[1]),
             decisive[1].source.turn,
             ", ".join(script.anomalies) or None,
+            max(refusals, default=None),
         )
 
     def _split(self, prompt: Source, response: Source | None = None) -> list[Part]:

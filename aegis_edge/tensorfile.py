@@ -47,6 +47,8 @@ class TensorFile:
     was checked is what is read even when another artefact is renamed into this one's place. Reading is safe
     from several threads."""
 
+    _descriptor = -1  # also where opening failed
+
     def __init__(self, path: Path) -> None:
         """Raises ArtifactError unless header and length are exactly right."""
         self.path = path
@@ -69,6 +71,10 @@ class TensorFile:
     def sha256(self) -> str:
         """Hex SHA-256 of the file that is open, whatever stands at its path by now. Raises ArtifactError."""
         return sha256(self._descriptor, self.bytes, self.path.name)
+
+    def status(self) -> os.stat_result:
+        """The opened file's owner, mode and times."""
+        return os.fstat(self._descriptor)
 
     def read(self, name: str) -> np.ndarray:
         """A fresh array of one tensor (bf16 as uint16)."""

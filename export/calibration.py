@@ -82,7 +82,8 @@ def flat_text(
         starts.append(len(ids))
         for segment in segments:
             slots += [len(ids) + slot for slot in segment.slots]
-            pairs += [[rows[row] for row in plan.questions[questions.pop(0)]] for _ in segment.slots]
+            # Of an answer of three words the outer two.
+            pairs += [[rows[row] for row in plan.questions[questions.pop(0)][:2]] for _ in segment.slots]
             ids += segment.ids.tolist()
     if not starts:
         raise ExportError(f"no calibration conversation fits in {_MAX_CONVERSATION} tokens")

@@ -21,6 +21,7 @@ from aegis_edge.errors import ExportError
 from aegis_edge.export.architecture import check_architecture
 from aegis_edge.export.base import DEFAULT_BASE, Base, file_sha256, resolve_base
 from aegis_edge.families import DEFAULT_FAMILY, Family, get_family
+from aegis_edge.policy import Policy
 
 # By __file__: an editable install gives the package several folders, the first holding the compiled module.
 PACKAGED_ADAPTER = Path(str(aegis_edge.__file__)).parent / "adapters" / "aegis-edge-135m"
@@ -60,11 +61,14 @@ class Parent:
 
 
 def load_parent(
-    base: str = DEFAULT_BASE, adapter: str | None = None, family: str | Family = DEFAULT_FAMILY
+    base: str = DEFAULT_BASE,
+    adapter: str | None = None,
+    family: str | Family = DEFAULT_FAMILY,
+    policy: Policy | None = None,
 ) -> Parent:
     """Load `base`, merge `adapter` into it and verify the merge. adapter None: the packaged one for the
-    default base, none for others; "none": the base alone, its label rows taken from the LM head. Raises
-    ExportError."""
+    default base, none for others; "none": the base alone, its label rows taken from the LM head. policy: what
+    the rows of category lists depend on, None: the default. Raises ExportError."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -80,7 +84,9 @@ def load_parent(
     tokenizer = _tokenizer_json(resolved)
     provenance: dict[str, Any] = {"base": {"model": resolved.name, **resolved.source}, "adapter": None}
     if folder is None:
-        return Parent(model, tokenizer, _token_head(model, tokenizer, labels), _calibration({}), provenance)
+        return Parent(
+            model, tokenizer, _token_head(model, tokenizer, labels, policy), _calibration({}), provenance
+        )
     model = merge_adapter(model, folder, tokenizer)
     card = _adapter_card(folder, labels)
     provenance["adapter"] = {
@@ -88,7 +94,8 @@ def load_parent(
         "sha256": file_sha256(folder / "adapter_model.safetensors"),
         "provenance": card.get("provenance", {}),
     }
-    head = _trained_head(folder, model.config.hidden_size, labels) or _token_head(model, tokenizer, labels)
+    trained = _trained_head(folder, model.config.hidden_size, labels)
+    head = trained or _token_head(model, tokenizer, labels, policy)
     return Parent(model, tokenizer, head, _calibration(card), provenance)
 
 
@@ -174,10 +181,11 @@ def _tokenizer_json(base: Base) -> str:
         ) from error
 
 
-def _token_head(model: Any, tokenizer: str, family: Family) -> Head:
-    ids = family.token_ids(ContentEncoder.from_json(tokenizer))
+def _token_head(model: Any, tokenizer: str, family: Family, policy: Policy | None) -> Head:
+    labels = family.token_ids(ContentEncoder.from_json(tokenizer), policy)
+    ids = tuple(labels.values())
     weight = model.get_output_embeddings().weight.detach()[list(ids)].float().clone()
-    return Head("tokens", family.rows, weight, torch.zeros(len(ids)), ids)
+    return Head("tokens", tuple(labels), weight, torch.zeros(len(ids)), ids)
 
 
 def _beside(folder: Path, name: str) -> Path | None:

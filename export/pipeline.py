@@ -91,7 +91,7 @@ def export_guard(
     base         "smollm2-135m-instruct", a Hugging Face folder, a .gguf file or a hub id
     adapter      a PEFT folder; None: the packaged one for the default base, else none; "none": no adapter
     family       "aegis-edge", a built-in recipe's name, or a .toml file (aegis_edge/families/README.md)
-    policy       None: the 23 Aegis 2.0 categories
+    policy       None: the 23 Aegis 2.0 categories, or the family's own
     quantize     "w8a8", "w4a8", "bf16" or another scheme that the target takes; None: the target's first
     rounding     of w8a8: "gptq", against the calibration text, or "nearest", which is quick
     target       "aegis", this project's runtime, or the engine to write for: see targets/
@@ -110,7 +110,7 @@ def export_guard(
     if rounding == "nearest" and scheme != "w8a8":
         raise ExportError(f"--rounding nearest is for w8a8, not {scheme}", hint="leave --rounding out")
     recipe = find_recipe(family)
-    rules = policy or Policy.default()
+    rules = policy or (None if recipe is None else recipe.policy) or Policy.default()
     refuse_existing(out.absolute(), force)  # before minutes of work, not after
     text_file = Path(calibration).expanduser() if calibration else None
     conversations = load_calibration(text_file)
@@ -120,7 +120,7 @@ def export_guard(
             folder = resolve_base(base).folder
             spoken = None if recipe is None else speak(recipe, folder)
             asked = get_family(family) if spoken is None else spoken.family()
-            parent = load_parent(base, adapter, asked)
+            parent = load_parent(base, adapter, asked, rules)
             bytes_before = 2 * sum(parameter.numel() for parameter in parent.model.parameters())
             encoder = ContentEncoder.from_json(parent.tokenizer)
             plan = asked.compile(encoder, rules)

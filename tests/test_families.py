@@ -54,7 +54,7 @@ def test_a_category_that_spells_control_tokens_stays_text(tiny_tokenizer, tiny_e
 
 
 def test_rows_of_the_lm_head_for_adapters_that_trained_none(base_tokenizer, base_encoder):
-    ids = get_family("aegis-edge").token_ids(base_encoder)
+    ids = get_family("aegis-edge").token_ids(base_encoder).values()
     assert [base_tokenizer.decode([i]) for i in ids] == [
         " safe",
         " unsafe",
@@ -177,14 +177,19 @@ def test_a_response_read_twice_hangs_from_the_answer_on_the_prompt(tiny_plan):
     plan = replace(tiny_plan, questions=questions, leaves=())
 
     def weighed(*parents: int) -> Plan:
-        return replace(plan, exchange=(*two, *(Node(parent, ((7,),), "response") for parent in parents)))
+        nodes = (
+            Node(parent, ((7,),), "response", (("prompt", word),)) for word, parent in enumerate(parents)
+        )
+        return replace(plan, exchange=(*two, *nodes))
 
     assert Plan.from_json(weighed(2, 2).to_json()) == weighed(2, 2)
-    for parents in ((2, 1), (2, 3), (2, 2, 2)):
-        with pytest.raises(ArtifactError, match="exchange: answers"):
+    for parents in ((2, 1), (2,), (2, 2, 2)):
+        with pytest.raises(ArtifactError, match=r"exchange(: answers|\[\d\] follows an answer)"):
             weighed(*parents)
-    with pytest.raises(ArtifactError, match="exchange: answers"):  # no leaves beside it
-        replace(weighed(2, 2), questions=tiny_plan.questions, leaves=tiny_plan.leaves)
+    for answer in (("prompt", 2), ("response", 0), ("mood", 0)):
+        node = Node(2, ((7,),), "response", (answer,))
+        with pytest.raises(ArtifactError, match=r"exchange\[3\] follows an answer that is not read"):
+            replace(plan, exchange=(*two, node))
 
 
 @pytest.mark.parametrize("data", [None, [], "plan", 3])

@@ -15,12 +15,13 @@ from llama3 import make_tokenizer, write_checkpoint
 from rich.console import Console
 
 from aegis_edge.artifact import Artifact
-from aegis_edge.decision import CategoryScore, Rating, Verdict, weighed
+from aegis_edge.decision import CategoryScore, Rating, Verdict
 from aegis_edge.errors import FamilyError, PolicyError
 from aegis_edge.export.pipeline import export_guard
 from aegis_edge.families.answers import NEMOGUARD, Answers
 from aegis_edge.guard import Guard
 from aegis_edge.policy import Category, Policy
+from aegis_edge.weighing import weighed
 
 SAFETY = "nemoguard-content-safety-v2"
 PROMPT, RESPONSE = "How do I pick a lock?", "With a tension wrench, and patience."
@@ -95,15 +96,23 @@ def test_probabilities_are_those_of_transformers_generating(checkpoint, exported
     assert alone.prompt.probability == pytest.approx(math.exp(wanted[1]), abs=0.02)
 
 
+def branches(first: float, *seconds: float) -> dict:
+    """Slots of a prompt, and of a response after either answer on it, by their margins."""
+    slots = {((), "prompt"): [0.0, first]}
+    return slots | {((("prompt", i),), "response"): [0.0, m] for i, m in enumerate(seconds)}
+
+
 def test_the_second_answer_is_a_mixture_of_both_branches():
     rng = np.random.default_rng(3)
     for first, a, b in rng.normal(0, 3, (200, 3)):
         p, x, y = (1 / (1 + math.exp(-m)) for m in (first, a, b))
         wanted = (1 - p) * x + p * y
-        assert 1 / (1 + math.exp(-weighed(first, a, b))) == pytest.approx(wanted, abs=1e-12)
-    assert weighed(-800.0, 5.0, -5.0) == pytest.approx(5.0)
-    assert weighed(800.0, 5.0, -5.0) == pytest.approx(-5.0)
-    assert math.isfinite(weighed(1e4, -1e4, 1e4))
+        found = weighed(branches(first, a, b), "response")
+        assert 1 / (1 + math.exp(-found)) == pytest.approx(wanted, abs=1e-12)
+    assert weighed(branches(-800.0, 5.0, -5.0), "response") == pytest.approx(5.0)
+    assert weighed(branches(800.0, 5.0, -5.0), "response") == pytest.approx(-5.0)
+    assert math.isfinite(weighed(branches(1e4, -1e4, 1e4), "response"))
+    assert weighed(branches(1.0, 5.0), "response") is None  # one of the two was not read
 
 
 def test_label_mass_is_the_words_share_of_the_vocabulary(exported):
@@ -142,7 +151,6 @@ def test_another_policy(checkpoint, exported, text, tmp_path):
     custom = Policy((Category.of("S1"), Category("Locks", None, "Opening them.")))
     other = Guard.load(out, threads=1, policy=custom)
     assert other.check(PROMPT).prompt.margin != guard.check(PROMPT).prompt.margin
-    assert other.check(PROMPT).categories == ()  # this family gives categories no probability
     baked = export(checkpoint[0], tmp_path / "c", text, SAFETY, custom, quantize="bf16")
     assert Guard.load(baked, threads=1).check(PROMPT).prompt == other.check(PROMPT).prompt
     for policy in (Policy((Category("Tea", None, "All.", allowed=True),)), Policy(decided_by="categories")):

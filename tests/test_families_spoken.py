@@ -16,7 +16,7 @@ from aegis_edge.errors import AegisError, ArtifactError, FamilyError, PolicyErro
 from aegis_edge.export.chat import check_ids, speak
 from aegis_edge.families import Plan, family_of, find_recipe
 from aegis_edge.families.recipe import Recipe
-from aegis_edge.families.spoken import Spoken
+from aegis_edge.families.spoken import ROWS, Spoken
 from aegis_edge.policy import Category, Policy
 
 SAFETY, TOPICS = "nemoguard-content-safety-v2", "nemoguard-topic-control"
@@ -76,8 +76,9 @@ def test_nemoguard_is_read_at_the_words_of_its_output(tokenizer, encoder, safety
     after = [ids_of(plan, encoder, "How?", "So.", slot) for slot in (1, 2)]
     for ids, word in zip(after, ("safe", "unsafe"), strict=True):
         assert tokenizer.decode(ids).endswith(f'{{"User Safety": "{word}", "Response Safety": "')
-    words = [tokenizer.decode([i]) for i in safety.family().token_ids(encoder)]
-    assert words == ["safe", "unsafe"] * 2
+    rows = safety.family().token_ids(encoder)
+    assert [tokenizer.decode([rows[row]]) for row in ROWS] == ["safe", "unsafe"] * 2
+    assert tuple(rows) == plan.rows
     assert [(n.parent, n.reads) for n in plan.exchange[-3:]] == [
         (1, "prompt"),
         (2, "response"),
@@ -256,12 +257,14 @@ def test_what_a_family_can_not_take_is_said(encoder, safety, checkpoint):
     family = safety.family()
     for category, message in (
         (Category("Cooking", None, "Recipes.", allowed=True), "knows no allowed topics"),
-        (Category.of("S1", threshold=0.3), r"categories\[0\].threshold"),
     ):
         with pytest.raises(PolicyError, match=message):
             family.compile(encoder, Policy((category,)))
+    silent = replace(safety, answers=replace(safety.answers, categories=""))
+    with pytest.raises(PolicyError, match=r"categories\[0\].threshold: the family .* gives categories no"):
+        silent.family().compile(encoder, Policy((Category.of("S1", threshold=0.3),)))
     bare = replace(safety, prompt=safety.prompt.replace("{policy}", "-"), exchange=None, line=None)
-    bare = replace(bare, answers=replace(bare.answers, exchange=None))
+    bare = replace(bare, answers=replace(bare.answers, exchange=None, categories=""))
     bare.check()
     bare.family().compile(encoder, Policy.default())
     with pytest.raises(PolicyError, match="brings a policy of its own"):

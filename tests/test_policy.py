@@ -194,3 +194,16 @@ def test_allowed_topics():
     ):
         with pytest.raises(PolicyError, match=message):
             Policy.from_toml(bad)
+
+
+def test_what_a_guard_can_not_take_is_told_with_file_and_line(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[[categories]]\nname = "S1"\n\n[[categories]]\nname = "Tea"\ndescription = "All."\nallowed = true\n'
+    )
+    policy = Policy.from_file(file)
+    error = policy.refusal("categories[1].allowed", "no topics here", "leave it out")
+    assert str(error) == f"{file}: line 7: categories[1].allowed: no topics here"
+    assert error.hint == "leave it out"
+    assert str(Policy().refusal("decided_by", "not here")) == "decided_by: not here"
+    assert Policy.from_dict(policy.to_dict()) == policy  # where it came from is no part of it

@@ -121,6 +121,8 @@ def _describe(verdict: Verdict) -> str:
     lines = [_word(verdict.safe).rstrip(), f"  prompt      {_rating(verdict.prompt)}"]
     if verdict.response is not None:
         lines.append(f"  response    {_rating(verdict.response)}")
+    if verdict.refusal is not None:
+        lines.append(f"  refusal     {verdict.refusal:.3f}")
     if verdict.anomaly is not None:
         lines.append(f"  anomaly     {verdict.anomaly}")
     if verdict.turn is not None:

@@ -23,6 +23,8 @@ class Vocabulary(Protocol):
         """Ids of plain text; never a control id, whatever the text says."""
         ...
 
+    led: Callable[[str, bool], str]  # (text, whether it stands first of all): see leads.py
+
     def control_id(self, token: str) -> int:
         """Id of a control token such as "<|im_end|>". Raises AegisError where there is none of that name."""
         ...
@@ -35,7 +37,7 @@ class Family:
     rows     names of the label rows its adapters train, in the head's order
     words    row -> the text whose first token stands for it in the LM head, where an adapter trained no rows
     compile  (vocabulary, policy) -> Plan, whose rows are `rows`
-    tokens   in place of `words`: vocabulary -> the LM head's row for each label row
+    labels   in place of `words`: (vocabulary, policy) -> the LM head's row for each label row of the plan
     answers  the family's native output
     spoken   what an artefact holds besides the plan; None where the family's code is all
     """
@@ -44,12 +46,13 @@ class Family:
     rows: tuple[str, ...]
     words: Mapping[str, str]
     compile: Callable[[Vocabulary, Policy], Plan]
-    tokens: Callable[[Vocabulary], tuple[int, ...]] | None = None
+    labels: Callable[[Vocabulary, Policy], Mapping[str, int]] | None = None
     answers: Answers = NEMOGUARD
     spoken: Spoken | None = None
 
-    def token_ids(self, vocabulary: Vocabulary) -> tuple[int, ...]:
-        """The LM head's row for each label row, in the order of `rows`."""
-        if self.tokens is not None:
-            return self.tokens(vocabulary)
-        return tuple(vocabulary.ids(self.words[row])[0] for row in self.rows)
+    def token_ids(self, vocabulary: Vocabulary, policy: Policy | None = None) -> dict[str, int]:
+        """Label row -> the LM head's row that stands for it, in the plan's order. policy: None, the
+        default."""
+        if self.labels is not None:
+            return dict(self.labels(vocabulary, policy or Policy.default()))
+        return {row: vocabulary.ids(self.words[row])[0] for row in self.rows}

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aegis_edge.errors import FamilyError
+from aegis_edge.errors import FamilyError, PolicyError
 from aegis_edge.families.answers import Answers
+from aegis_edge.families.spoken import Own
+from aegis_edge.policy import Policy
 
 BUILT_IN = Path(__file__).parent
+_MORE = {"categories", "none", "controversial", "refuses", "complies", "end"}  # answers that may be left out
 _ROLES = ("system", "user", "assistant")
 
 
@@ -30,9 +33,10 @@ class Recipe:
     """A family before its text is known.
 
     prompt, exchange  text with control tokens written out, or messages for the checkpoint's chat template
-    line, allowed, answers  as in Spoken
+    line, line_exchange, allowed, answers, own  as in Spoken
     lead       what the guard writes before its answer; left out where the text ends with it
-    variables  further variables of the chat template
+    variables  further variables of the chat template; they may hold {category}
+    policy     the policy that is compiled where none is given; None: the 23 categories
     source     the file it comes from and its text, so that errors can name a line
     """
 
@@ -44,6 +48,9 @@ class Recipe:
     answers: Answers
     lead: str = ""
     variables: Mapping[str, Any] = field(default_factory=dict)
+    line_exchange: str | None = None
+    own: tuple[Own, ...] = ()
+    policy: Policy | None = None
     source: tuple[str, str] | None = None
 
     @classmethod
@@ -106,12 +113,13 @@ def line_of(text: str, key: str) -> int | None:
 
 
 def _read(data: Mapping[str, Any], source: tuple[str, str]) -> Recipe:
-    known = {"name", "prompt", "exchange", "category", "allowed", "answers", "lead", "variables"}
+    known = {"name", "prompt", "exchange", "category", "category_exchange", "allowed", "categories",
+             "answers", "lead", "variables"}  # fmt: skip
     _check_keys(data, known, "")
     answers = data.get("answers")
     if not isinstance(answers, Mapping):
         raise FamilyError("answers: a table is missing")
-    _check_keys(answers, {"safe", "unsafe", "prompt", "exchange", "categories"}, "answers.")
+    _check_keys(answers, set(Answers.__dataclass_fields__), "answers.")
     variables = data.get("variables", {})
     if not isinstance(variables, Mapping):
         raise FamilyError("variables: expected a table")
@@ -127,12 +135,46 @@ def _read(data: Mapping[str, Any], source: tuple[str, str]) -> Recipe:
             _string(answers, "unsafe", "answers."),
             _string(answers, "prompt", "answers."),
             _string(answers, "exchange", "answers.") if "exchange" in answers else None,
-            _string(answers, "categories", "answers.") if "categories" in answers else "",
+            **{key: _string(answers, key, "answers.") for key in _MORE & answers.keys()},
         ),
         _string(data, "lead", "") if "lead" in data else "",
         dict(variables),
+        _string(data, "category_exchange", "") if "category_exchange" in data else None,
+        _own(data) if "category" not in data else (),
+        _policy(data) if "category" in data else None,
         source,
     )
+
+
+def _policy(data: Mapping[str, Any]) -> Policy | None:
+    """The categories that are asked about where no policy is given."""
+    if "categories" not in data:
+        return None
+    try:
+        return Policy.from_dict({"categories": data["categories"]})
+    except PolicyError as error:
+        raise FamilyError(str(error), hint=error.hint) from error
+
+
+def _own(data: Mapping[str, Any]) -> tuple[Own, ...]:
+    """The categories of a policy that the checkpoint's template brings."""
+    found: list[Own] = []
+    entries = data.get("categories", [])
+    if not isinstance(entries, list):
+        raise FamilyError("categories: expected tables [[categories]]")
+    for index, entry in enumerate(entries):
+        where = f"categories[{index}]"
+        if not isinstance(entry, Mapping):
+            raise FamilyError(f"{where}: expected a table")
+        _check_keys(entry, {"name", "code", "of"}, f"{where}.")
+        of = entry.get("of")
+        if of not in (None, "prompt", "response"):
+            raise FamilyError(f"{where}.of: {of!r} is neither prompt nor response")
+        code = _string(entry, "code", f"{where}.") if "code" in entry else None
+        found.append(Own(_string(entry, "name", f"{where}."), code, of))
+        if found[-1].name in {own.name for own in found[:-1]}:
+            raise FamilyError(f"{where}.name: {found[-1].name!r} stands twice")
+    return tuple(found)
 
 
 def _asked(value: Any, key: str) -> str | tuple[Message, ...]:

@@ -22,6 +22,13 @@ ROOTS_KEPT = 8  # custom policies; one of 150 tokens takes 3.5 MB of the 135M mo
 RootKv = tuple[np.ndarray, np.ndarray]
 
 
+class Store(Protocol):
+    """Keys and values of policies that outlive a process; see `kept.py`."""
+
+    def read(self, root: IdArray, isa: str) -> RootKv | None: ...
+    def write(self, root: IdArray, isa: str, kv: RootKv) -> None: ...
+
+
 class Weights(Protocol):
     """What an artefact offers to an engine."""
 
@@ -122,6 +129,7 @@ class CpuScorer:
              k [L, Hkv, ceil(P/16), d/2, 16, 2], v [L, Hkv, ceil(P/2), d, 2]), else it is computed.
     threads  of the team that every check uses; None: all this process may use.
     vocabulary  the whole LM head, where label mass is wanted.
+    store    where other policies' keys and values are kept; None: in this process alone.
     Safe to use from several threads: passes queue up for the team. The GIL is released while one runs.
     """
 
@@ -134,8 +142,9 @@ class CpuScorer:
         policy_kv: RootKv | None = None,
         threads: int | None = None,
         vocabulary: Vocabulary | None = None,
+        store: Store | None = None,
     ) -> None:
-        self.vocabulary = vocabulary
+        self.vocabulary, self._store = vocabulary, store
         self.manifest = weights.manifest
         self.threads = threads or _native.usable_threads()
         try:
@@ -172,7 +181,11 @@ class CpuScorer:
             if key in self._roots:
                 self._roots.move_to_end(key)
                 return self._roots[key]
-        kv = self._compute_root(root)
+        kv = None if self._store is None else self._store.read(root, self.isa)
+        if kv is None:
+            kv = self._compute_root(root)
+            if self._store is not None:
+                self._store.write(root, self.isa, kv)
         with self._lock:
             self._roots[key] = kv
             while len(self._roots) > ROOTS_KEPT:

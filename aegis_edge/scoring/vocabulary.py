@@ -23,6 +23,11 @@ class Vocabulary:
     rows: np.ndarray
     unembed: np.ndarray | None
 
+    def row(self, token: int) -> np.ndarray:
+        """The row that gives a token's logit from a hidden state, float32 [H]."""
+        row = (self.rows[token].astype(np.uint32) << 16).view(np.float32)
+        return row if self.unembed is None else self.unembed @ row
+
     def log_sum_exp(self, hidden: np.ndarray) -> LogitArray:
         """log sum exp of all logits for hidden states float32 [n, H] (after the final norm): float32 [n]."""
         hidden = hidden if self.unembed is None else hidden @ self.unembed

@@ -1,0 +1,93 @@
+"""What it costs to go on: a chunk of 16 tokens fed to a conversation of 1,000, beside a check of 16 tokens.
+
+python -m aegis_edge.bench.streaming GUARD
+
+The two are timed in turns, so that a machine that slows down slows both. A chunk should cost at most 1.5
+times a check of as many tokens; the command exits with 1 where the medians say otherwise.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aegis_edge import Guard, machine
+from aegis_edge.artifact import Artifact
+from aegis_edge.bench.guards import NEVER, Text
+from aegis_edge.bench.prompts import of_length
+from aegis_edge.guard import open_scorer
+
+CHUNK, CONVERSATION, ROUNDS, LIMIT = 16, 1000, 40, 1.5
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Medians in seconds: of a check of CHUNK tokens, and of a chunk as long fed to a conversation of
+    `tokens`."""
+
+    check: float
+    chunk: float
+    tokens: int
+
+    @property
+    def ratio(self) -> float:
+        return self.chunk / self.check
+
+
+def measure(guard: Guard, text: Text, conversation: int = CONVERSATION, rounds: int = ROUNDS) -> Growth:
+    """Times both `rounds` times, in turns; no verdict needs a second pass where the guard's thresholds are
+    NEVER. The conversation grows by a chunk a round, from `conversation` tokens on."""
+    prompt = of_length(text.encoder, CHUNK)
+    words = of_length(text.encoder, conversation + (rounds + 1) * CHUNK).split(" ")
+    checks, chunks = [], []
+    with guard.stream(prompt) as stream:
+        at, fed = 0, len(text.encoder.ids(prompt))
+
+        def grow(tokens: int) -> float:
+            """Feed the words that make at least so many tokens; seconds."""
+            nonlocal at, fed
+            start = at
+            while len(text.encoder.ids(_piece(words, start, at))) < tokens:
+                at += 1
+            piece = _piece(words, start, at)
+            fed += len(text.encoder.ids(piece))
+            return _seconds(lambda: stream.feed(piece))
+
+        grow(conversation - fed)
+        for number in range(rounds + 1):
+            seconds = _seconds(lambda: guard.check(prompt)), grow(CHUNK)
+            if number:  # the first of each is warm-up
+                checks.append(seconds[0])
+                chunks.append(seconds[1])
+        tokens = stream.verdict.tokens
+    return Growth(statistics.median(checks), statistics.median(chunks), tokens)
+
+
+def _piece(words: list[str], start: int, end: int) -> str:
+    return "".join(f" {word}" for word in words[start:end])
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main(folder: str) -> int:
+    """Print the medians; 0 where a chunk costs at most LIMIT checks."""
+    artifact = Artifact.open(folder)
+    text = Text(artifact)
+    found = measure(text.guard(open_scorer(artifact, "cpu"), NEVER), text)
+    about = machine.describe()
+    print(f"{about['cpu']}, {about['isa']}, {about['threads']} threads; medians of {ROUNDS}")
+    print(f"check of {CHUNK} tokens                        {1e3 * found.check:7.2f} ms")
+    print(f"{CHUNK} tokens fed to {CONVERSATION} to {found.tokens}          {1e3 * found.chunk:7.2f} ms")
+    print(f"ratio {found.ratio:.2f}, limit {LIMIT}")
+    return int(found.ratio > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
