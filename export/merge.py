@@ -18,7 +18,7 @@ from torch import Tensor
 import aegis_edge
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import ExportError
-from aegis_edge.export.architecture import check_architecture
+from aegis_edge.export.architecture import check_architecture, features_of, scales_of
 from aegis_edge.export.base import DEFAULT_BASE, Base, file_sha256, resolve_base
 from aegis_edge.families import DEFAULT_FAMILY, Family, get_family
 
@@ -38,13 +38,14 @@ _SAMPLE = (
 @dataclass(frozen=True)
 class Head:
     """Label rows over the last hidden state. kind "trained" or "tokens"; weight fp32 [R, H], bias fp32 [R];
-    token_ids of "tokens"."""
+    token_ids of "tokens"; softcap: of the logits, as the LM head they come from has it, 0: none."""
 
     kind: str
     rows: tuple[str, ...]
     weight: Tensor
     bias: Tensor
     token_ids: tuple[int, ...] | None = None
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,11 @@ def load_parent(
     resolved = resolve_base(base)
     folder = _adapter_folder(base, adapter)
     try:
-        check_architecture(AutoConfig.from_pretrained(resolved.folder))
-        model = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.float32).eval()
+        config = AutoConfig.from_pretrained(resolved.folder)
+        check_architecture(config)
+        # Of transformers' attentions only "eager" caps its scores; the others leave the cap out without a word.
+        attention = {"attn_implementation": "eager"} if features_of(config).attention_softcap else {}
+        model = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.float32, **attention).eval()
     except (OSError, ValueError) as error:
         raise ExportError(f"{base}: transformers can not load this base model: {error}") from error
     tokenizer = _tokenizer_json(resolved)
@@ -176,8 +180,9 @@ def _tokenizer_json(base: Base) -> str:
 
 def _token_head(model: Any, tokenizer: str, family: Family) -> Head:
     ids = family.token_ids(ContentEncoder.from_json(tokenizer))
-    weight = model.get_output_embeddings().weight.detach()[list(ids)].float().clone()
-    return Head("tokens", family.rows, weight, torch.zeros(len(ids)), ids)
+    weight = model.get_output_embeddings().weight.detach()[list(ids)].float() / scales_of(model.config).logits
+    softcap = features_of(model.config).logit_softcap
+    return Head("tokens", family.rows, weight, torch.zeros(len(ids)), ids, softcap)
 
 
 def _beside(folder: Path, name: str) -> Path | None:

@@ -24,6 +24,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from aegis_edge.errors import ScorerError
 from aegis_edge.families.plan import Plan
+from aegis_edge.features import Features
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
 from aegis_edge.scoring.dequantise import decoder_of
 from aegis_edge.scoring.vocabulary import Vocabulary
@@ -121,6 +122,12 @@ class CudaScorer:
     ) -> CudaScorer:
         """From an artefact: its weights as they are stored, in floating point; activations not quantised."""
         weight, bias = (torch.from_numpy(artifact.tensor(f"head.{part}")) for part in ("weight", "bias"))
+        lacking = Features.of(artifact.manifest["model"]).names()
+        if lacking:
+            raise ScorerError(
+                f"the cuda scorer has Llama's decoder alone; this guard needs {', '.join(lacking)}",
+                hint="use --scorer cpu",
+            )
         root = Plan.from_json(artifact.manifest["family"]["plan"]).root
         return cls(decoder_of(artifact), weight, bias, root, dtype=dtype, vocabulary=vocabulary)
 
