@@ -16,7 +16,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "initializer_range": 0.1,
+    "initializer_range": 0.06,
     "rms_norm_eps": 1e-6,
     "pad_token_id": None,
     "bos_token_id": None,
@@ -64,7 +64,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": WINDOW,
             "query_pre_attn_scalar": 64,
             "attn_logit_softcapping": 4.0,
-            "final_logit_softcapping": 3.0,
+            "final_logit_softcapping": 2.0,
         },
     ),
     "gemma3": (
