@@ -79,7 +79,9 @@ def features_of(config: Any) -> Features:
         attention_softcap=float(getattr(config, "attn_logit_softcapping", None) or 0.0),
         logit_softcap=float(getattr(config, "final_logit_softcapping", None) or 0.0),
         windows=windows if any(windows) else (),
-        rope_of=tuple(tables.index(name if name in tables else None) for name in kinds) if needs_table(config) else (),
+        rope_of=tuple(tables.index(name if name in tables else None) for name in kinds)
+        if needs_table(config)
+        else (),
         rope_factors=(1.0,) * len(tables) if needs_table(config) else (),
     )
 

@@ -44,7 +44,9 @@ def attend(
             mask = mask.triu(prefix - window + 1)
         queries = q[None, :, start:end]
         if cap:
-            scores = queries[0] @ keys.repeat_interleave(dims.heads // dims.kv_heads, 0).transpose(1, 2) * d**-0.5
+            scores = (
+                queries[0] @ keys.repeat_interleave(dims.heads // dims.kv_heads, 0).transpose(1, 2) * d**-0.5
+            )
             scores = (cap * torch.tanh(scores / cap)).masked_fill(~mask, float("-inf"))
             shares = scores.softmax(-1)
             out[:, start:end] = shares @ values.repeat_interleave(dims.heads // dims.kv_heads, 0)
@@ -79,7 +81,11 @@ class Stream:
             rope = self.ropes[features.rope_of[index] if features.rope_of else 0]
             return attend(trunk, index, self.text, self._inner, *rope, self.rounded)
         gate, up = self._inner.chunk(2, dim=-1)
-        gate = functional.silu(gate) if features.activation == "silu" else functional.gelu(gate, approximate="tanh")
+        gate = (
+            functional.silu(gate)
+            if features.activation == "silu"
+            else functional.gelu(gate, approximate="tanh")
+        )
         return hadamard(gate * up, trunk.hadamard_block)
 
     def apply(self, index: int, name: str, projected: Tensor) -> None:

@@ -179,9 +179,15 @@ def _layer(block: Any, config: Any) -> Layer:
     def norm(module: Any) -> Tensor:
         return _norm_of(module, config)
 
-    qkv, o, down = dense(attention.q_proj, attention.k_proj, attention.v_proj), dense(attention.o_proj), mlp.down_proj
+    qkv, o, down = (
+        dense(attention.q_proj, attention.k_proj, attention.v_proj),
+        dense(attention.o_proj),
+        mlp.down_proj,
+    )
     before_mlp = block.pre_feedforward_layernorm if features.out_norms else block.post_attention_layernorm
-    layer = Layer(qkv, o, dense(mlp.gate_proj, mlp.up_proj), dense(down), norm(block.input_layernorm), norm(before_mlp))
+    layer = Layer(
+        qkv, o, dense(mlp.gate_proj, mlp.up_proj), dense(down), norm(block.input_layernorm), norm(before_mlp)
+    )
     if features.out_norms:
         layer.attention_out_norm = norm(block.post_attention_layernorm)
         layer.mlp_out_norm = norm(block.post_feedforward_layernorm)
@@ -218,7 +224,10 @@ def rope_tables(model: Any) -> list[tuple[Tensor, float]]:
     rotary = model.model.rotary_emb
     names = ["" if kind is None else f"{kind}_" for kind in rope_kinds(model.config)]
     return [
-        (getattr(rotary, f"{name}inv_freq").float().clone(), float(getattr(rotary, f"{name}attention_scaling")))
+        (
+            getattr(rotary, f"{name}inv_freq").float().clone(),
+            float(getattr(rotary, f"{name}attention_scaling")),
+        )
         for name in names
     ]
 

@@ -101,7 +101,8 @@ def case(request, tmp_path_factory, tiny_tokenizer, tiny_policy, text) -> Case:
     model = make(request.param, tiny_tokenizer.get_vocab_size())
     base = write(folder / "base", model, tiny_tokenizer)
     guards = {
-        scheme: export(base, text, folder / scheme, tiny_policy, quantize=scheme) for scheme in ("bf16", "w8a8")
+        scheme: export(base, text, folder / scheme, tiny_policy, quantize=scheme)
+        for scheme in ("bf16", "w8a8")
     }
     return Case(model, base, guards, by_transformers(model, guards["bf16"].manifest["head"]["token_ids"]))
 
@@ -161,7 +162,9 @@ def test_a_grown_tree_and_a_packed_pass_have_the_same_bits(case: Case) -> None:
 class Changed:
     """An artefact with another manifest or without some of its tensors, for engines that ask no questions."""
 
-    def __init__(self, artifact: Artifact, features: dict[str, Any], scale: tuple[str, float] | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, features: dict[str, Any], scale: tuple[str, float] | None = None
+    ) -> None:
         self._artifact, self._scale = artifact, scale
         model = {**artifact.manifest["model"], "features": features}
         self.manifest = {**artifact.manifest, "model": model}
@@ -169,7 +172,9 @@ class Changed:
     def tensor_names(self) -> list[str]:
         qk, out = (self.manifest["model"]["features"].get(key) for key in ("qk_norm", "out_norms"))
         gone = ("q_norm", "k_norm") * (not qk) + ("attention_out_norm", "mlp_out_norm") * (not out)
-        return [name for name in self._artifact.tensor_names() if not any(f".{part}." in name for part in gone)]
+        return [
+            name for name in self._artifact.tensor_names() if not any(f".{part}." in name for part in gone)
+        ]
 
     def tensor(self, name: str) -> np.ndarray:
         array = self._artifact.tensor(name)
@@ -204,7 +209,10 @@ def gemma3(tmp_path_factory, tiny_tokenizer, tiny_policy, text) -> Path:
         (lambda f: f.pop("qk_norm"), "unknown tensor layers.0.k_norm.weight"),
         (lambda f: f.pop("out_norms"), "unknown tensor layers.0.attention_out_norm.weight"),
         (lambda f: (f.pop("rope_of"), f.pop("rope_factors")), "unknown tensor rope.inverse_frequency"),
-        (lambda f: f.update(rope_factors=[1.0] * 3), r"rope.inverse_frequency is F32 \[2, 40\], expected F32 \[3"),
+        (
+            lambda f: f.update(rope_factors=[1.0] * 3),
+            r"rope.inverse_frequency is F32 \[2, 40\], expected F32 \[3",
+        ),
         (lambda f: f.pop("rope_of"), "model.features"),
         (lambda f: f.update(rope_of=[0, 0, 0, 2]), "model.features"),
         (lambda f: f.update(windows=[24]), "model.features"),
@@ -220,7 +228,9 @@ def gemma3(tmp_path_factory, tiny_tokenizer, tiny_policy, text) -> Path:
         (lambda f: f.clear(), "model.features do not go with model.architecture 'decoder'"),
     ],
 )
-def test_a_manifest_with_other_features_is_refused(gemma3: Path, tmp_path: Path, change: Any, message: str) -> None:
+def test_a_manifest_with_other_features_is_refused(
+    gemma3: Path, tmp_path: Path, change: Any, message: str
+) -> None:
     shutil.copytree(gemma3, tmp_path / "guard")
     manifest = json.loads((gemma3 / MANIFEST).read_text())
     change(manifest["model"]["features"])
@@ -238,7 +248,9 @@ def test_a_runtime_that_knew_no_features_refuses_the_guard(gemma3: Path) -> None
         check_manifest(manifest)
 
 
-def test_other_targets_and_the_gpu_refuse_by_name(case: Case, text: Path, tmp_path: Path, tiny_policy: Policy) -> None:
+def test_other_targets_and_the_gpu_refuse_by_name(
+    case: Case, text: Path, tmp_path: Path, tiny_policy: Policy
+) -> None:
     lacking = Features.of(case.guards["bf16"].manifest["model"]).names()
     is_granite = case.model.config.model_type == "granite"
     if not lacking and not is_granite:

@@ -41,7 +41,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn": ("Llama", {"head_dim": 32, **_rope("yarn", **_SCALED)}),
     "mistral": ("Mistral", {"head_dim": 32, "sliding_window": WINDOW, "tie_word_embeddings": False}),
     "qwen2": ("Qwen2", {"hidden_size": 128, "tie_word_embeddings": True, "sliding_window": None}),
-    "qwen2-window": ("Qwen2", {"hidden_size": 128, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}),
+    "qwen2-window": (
+        "Qwen2",
+        {"hidden_size": 128, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    ),
     "qwen3": ("Qwen3", {"head_dim": 48}),
     "qwen3-yarn": ("Qwen3", {"head_dim": 32, **_rope("yarn", **_SCALED)}),
     "granite": (

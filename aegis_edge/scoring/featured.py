@@ -33,12 +33,17 @@ class FeaturedDecoder(nn.Module):
     """weights: the artefact's names ("layers.0.qkv") -> fp32 matrices [out, in], norms, biases ("layers.0.qkv.bias"),
     Hadamard transforms multiplied out; an absent norm before a matrix is ones. frequencies [tables, d / 2]."""
 
-    def __init__(self, shape: Shape, features: Features, weights: dict[str, Tensor], frequencies: Tensor) -> None:
+    def __init__(
+        self, shape: Shape, features: Features, weights: dict[str, Tensor], frequencies: Tensor
+    ) -> None:
         super().__init__()
         self.config, self.features = shape, features
         self.frequencies = frequencies  # no parameter: never rounded to bf16
         self.weights = nn.ParameterDict(
-            {name.replace(".", "/"): nn.Parameter(value, requires_grad=False) for name, value in weights.items()}
+            {
+                name.replace(".", "/"): nn.Parameter(value, requires_grad=False)
+                for name, value in weights.items()
+            }
         )
 
     @property
@@ -80,7 +85,9 @@ class FeaturedDecoder(nn.Module):
             )
             attended = self._attend(i, qkv, positions, mask, past_key_values)
             x = x + self._out_norm(linear(attended, self._get(f"{name}.o")), f"{name}.attention_out_norm")
-            gate, up = linear(self._norm(x, f"{name}.post_norm"), self._get(f"{name}.gate_up")).chunk(2, dim=-1)
+            gate, up = linear(self._norm(x, f"{name}.post_norm"), self._get(f"{name}.gate_up")).chunk(
+                2, dim=-1
+            )
             gate = silu(gate) if self.features.activation == "silu" else gelu(gate, approximate="tanh")
             x = x + self._out_norm(linear(gate * up, self._get(f"{name}.down")), f"{name}.mlp_out_norm")
         return SimpleNamespace(last_hidden_state=self._norm(x, "final_norm")[None])

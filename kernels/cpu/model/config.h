@@ -9,7 +9,7 @@ struct Config {
   int layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocab = 0, context = 0;
   int rows = 0;  // label rows of the verdict head
   float norm_eps = 1e-5f;
-  int hadamard_block = 0;                // of down's input; 0: none
+  int hadamard_block = 0;                  // of down's input; 0: none
   std::vector<float> rope_scale = {1.0f};  // of each rotary table: factor on cos and sin (yarn); 1 elsewhere
   std::vector<float> inverse_frequency;    // rotary, [tables, head_dim / 2]
 

@@ -18,8 +18,8 @@ struct QueryBlock {
 
 // Scratch of a model, kept between passes.
 struct Model::Workspace {
-  Buffer<float> x, x_slots, q, kv, attention, branch, mlp, a_scale, a_scale_slots, low_scale, low_scale_slots, low_out, cos,
-      sin;
+  Buffer<float> x, x_slots, q, kv, attention, branch, mlp, a_scale, a_scale_slots, low_scale, low_scale_slots, low_out,
+      cos, sin;
   Buffer<std::byte> a, a_slots, low, low_slots;
   Buffer<uint16_t> q_heads;
   struct PerThread {
