@@ -1,7 +1,8 @@
 """What a decoder has beyond Llama's: a record in the manifest (`model.features`), every field optional.
 
 The exporter folds what it can into the weights (embedding, residual, query and logit multipliers, 1 + w of
-Gemma's norms); only what is left is here, and an engine that lacks one of these refuses the guard by its name.
+Gemma's norms); only what is left is here, and an engine that lacks one of these refuses the guard by its
+name.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Features:
     out_norms          RMSNorm over what attention and MLP give, before it is added to the residual stream
     attention_softcap  c: attention scores become c tanh(score / c); 0: as they are
     logit_softcap      the same of the LM head's logits
-    windows            of each layer, how many tokens back a token sees, itself included; 0: all; (): all, everywhere
-    rope_of            of each layer, its rotary table in `rope.inverse_frequency`; (): rope_theta, rope_scaling
+    windows            of each layer, how many tokens back a token sees, itself included; 0, or (): all
+    rope_of            of each layer, its table in `rope.inverse_frequency`; (): rope_theta, rope_scaling
     rope_factors       of each rotary table, the factor on cos and sin
     input_block        Hadamard transform in blocks before qkv and gate_up; 0: none
     """
@@ -72,15 +73,16 @@ class Features:
 
     @classmethod
     def of(cls, model: Mapping[str, Any]) -> Features:
-        """Of the manifest's `model` section, whose sizes have been checked; raises ArtifactError for anything that
-        is not exactly what `to_json` writes."""
+        """Of the manifest's `model` section, whose sizes have been checked; raises ArtifactError for anything
+        that is not exactly what `to_json` writes.
+        """
         data = model.get("features")
         if data is None:
             return cls()
         known = {field.name for field in fields(cls)}
         if not isinstance(data, Mapping) or not set(data) <= known:
             raise _bad(data)
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
         features = cls(**values)
         if not features._is_sound(model):
             raise _bad(data)

@@ -1,5 +1,6 @@
-"""Which models the runtime can run, what each has beyond Llama, and the name of the feature that keeps another
-from running."""
+"""Which models the runtime can run, what each has beyond Llama, and the name of the feature that keeps
+another from running.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import Any
 from aegis_edge.errors import ExportError
 from aegis_edge.features import Features
 
-# Decoders of RMSNorm, RoPE over the whole head, grouped-query attention and a gated MLP. What else they have is a
-# feature (aegis_edge/features.py), or a scale that the exporter folds into the weights.
+# Decoders of RMSNorm, RoPE over the whole head, grouped-query attention and a gated MLP. What else they have
+# is a feature (aegis_edge/features.py), or a scale that the exporter folds into the weights.
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite")
 _LACKING = {
     "gemma3": "a tower for images",

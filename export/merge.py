@@ -76,7 +76,8 @@ def load_parent(
     try:
         config = AutoConfig.from_pretrained(resolved.folder)
         check_architecture(config)
-        # Of transformers' attentions only "eager" caps its scores; the others leave the cap out without a word.
+        # Of transformers' attentions only "eager" caps its scores; the others leave the cap out without a
+        # word.
         attention = {"attn_implementation": "eager"} if features_of(config).attention_softcap else {}
         model = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.float32, **attention).eval()
     except (OSError, ValueError) as error:

@@ -6,10 +6,10 @@ matrices behind them, the residual stream may live in any basis: a random one ha
 arXiv 2404.00456). V and the attention output agree on a basis a head. Only the input of `down` lies behind a
 non-linearity: its Hadamard transform runs at run time, and its inverse is folded into `down` here.
 
-A norm after attention or MLP (Gemma 2 and 3) has a weight a channel between a matrix and the residual stream, which
-no rotation of the stream passes: folded into the matrix, the norm would no longer see what it divides by. There the
-stream stays as it is, and the inputs of qkv and gate_up, which are the stream again up to a factor a token, go
-through a Hadamard transform in blocks at run time, as those of `down` do.
+A norm after attention or MLP (Gemma 2 and 3) has a weight a channel between a matrix and the residual stream,
+which no rotation of the stream passes: folded into the matrix, the norm would no longer see what it divides
+by. There the stream stays as it is, and the inputs of qkv and gate_up, which are the stream again up to a
+factor a token, go through a Hadamard transform in blocks at run time, as those of `down` do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A run of a trunk, stopped before each projection.
 
 It is the runtime's forward pass in fp32 over *flat* calibration text: the root's tokens first, then every
-conversation's, one after another, as the runtime packs them. A conversation attends to the root and to itself.
+conversation's, one after another, as the runtime packs them. A conversation attends to the root and to
+itself.
 """
 
 from __future__ import annotations

@@ -147,8 +147,9 @@ def dims_of(config: Any) -> Dims:
 
 
 def trunk_of(model: Any, head_weight: Tensor, head_bias: Tensor, softcap: float = 0.0) -> Trunk:
-    """The trunk of a transformers decoder, sharing nothing with it, all fp32; the architecture's constants are
-    folded in, the LM head's excepted. softcap: of the label logits."""
+    """The trunk of a transformers decoder, sharing nothing with it, all fp32; the architecture's constants
+    are folded in, the LM head's excepted. softcap: of the label logits.
+    """
     scales, ropes = scales_of(model.config), rope_tables(model)
     features = replace(features_of(model.config), logit_softcap=softcap)
     if features.rope_of:
@@ -166,7 +167,9 @@ def trunk_of(model: Any, head_weight: Tensor, head_bias: Tensor, softcap: float 
 
 
 def _layer(block: Any, config: Any) -> Layer:
-    """One block of transformers. The scale of its queries goes into their norm or, without one, their rows."""
+    """One block of transformers. The scale of its queries goes into their norm or, without one, their
+    rows.
+    """
     attention, mlp, scales, features = block.self_attn, block.mlp, scales_of(config), features_of(config)
 
     def dense(*linears: Any) -> Dense:

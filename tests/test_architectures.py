@@ -1,13 +1,15 @@
-"""Every architecture that is taken: the same logits as transformers, by every path to them; the others' refusals.
+"""Every architecture that is taken: the same logits as transformers, by every path to them; the others'
+refusals.
 
-The truth is the model's own class of transformers, run causally over each whole path of a custom tree: no packing, no
-tree mask, no folding, and its own multipliers and soft caps.
+The truth is the model's own class of transformers, run causally over each whole path of a custom tree: no
+packing, no tree mask, no folding, and its own multipliers and soft caps.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +32,17 @@ from aegis_edge.scoring import Segment
 from aegis_edge.scoring.cpu import CpuScorer
 from aegis_edge.scoring.reference import ReferenceScorer
 
-# Of the logits' norm. bf16: weights, keys, values and inputs rounded to 2^-9, four layers deep; w8a8: int8 weights
-# and inputs on a model of 96 channels, calibrated on eight lines.
+# Of the logits' norm. bf16: weights, keys, values and inputs rounded to 2^-9, four layers deep; w8a8: int8
+# weights and inputs on a model of 96 channels, calibrated on eight lines.
 EXACT, BF16, W8A8 = 1e-5, 1e-2, 6e-2
 SURE = 0.1  # margins beyond this share of their deviation are verdicts that no rounding may turn
 
 
 @dataclass(frozen=True)
 class Case:
-    """One architecture: its model, its base on disk, guards by scheme, and what transformers says, [slots, rows]."""
+    """One architecture: its model, its base on disk, guards by scheme, and what transformers says,
+    [slots, rows].
+    """
 
     model: Any
     base: str
@@ -54,8 +58,9 @@ ROOT = ids(37, 9)
 
 
 def segments() -> list[Segment]:
-    """Three prompts under the root, verdicts, a response and leaves below them; two segments are longer than the
-    window, and one path crosses it from node to node."""
+    """Three prompts under the root, verdicts, a response and leaves below them; two segments are longer than
+    the window, and one path crosses it from node to node.
+    """
     return [
         Segment(ids(17, 1), 0, (16,)),
         Segment(ids(WINDOW + 16, 2), 0, (0, 4, WINDOW + 15)),
@@ -256,12 +261,12 @@ def test_other_targets_and_the_gpu_refuse_by_name(
     if not lacking and not is_granite:
         return
     name = lacking[0] if lacking else "multipliers"
-    with pytest.raises(ExportError, match=f"--target hf takes Llama's decoder; this base needs .*{name}"):
+    with pytest.raises(ExportError, match="--target hf takes Llama's decoder; this base needs .*" + re.escape(name)):
         export(case.base, text, tmp_path / "out", tiny_policy, target="hf")
     if lacking:
         pytest.importorskip("triton")
         from aegis_edge.errors import ScorerError
         from aegis_edge.scoring.cuda import CudaScorer
 
-        with pytest.raises(ScorerError, match=f"Llama's decoder alone; this guard needs .*{name}"):
+        with pytest.raises(ScorerError, match="Llama's decoder alone; this guard needs .*" + re.escape(name)):
             CudaScorer.from_artifact(case.guards["bf16"])

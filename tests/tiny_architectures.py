@@ -87,7 +87,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make(name: str, vocab: int, **changes: Any) -> Any:
-    """A random model in fp32 whose weights are bf16 numbers, norms far from one, attention far from uniform."""
+    """A random model in fp32 whose weights are bf16 numbers, norms far from one, attention far from
+    uniform.
+    """
     kind, options = ARCHITECTURES[name]
     config_class = getattr(transformers, f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config")
     torch.manual_seed(3)

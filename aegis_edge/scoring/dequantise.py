@@ -1,4 +1,5 @@
-"""An artefact's weights in a plain decoder, fp32: transformers' LlamaModel, or ours where Llama lacks a feature.
+"""An artefact's weights in a plain decoder, fp32: transformers' LlamaModel, or ours where Llama lacks a
+feature.
 
 Rotations cancel and folded norms leave ones behind, so what an artefact stores is still its architecture; the
 Hadamard transforms, which the runtime applies to activations, go back into the matrices.

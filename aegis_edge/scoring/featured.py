@@ -1,5 +1,5 @@
-"""A decoder with the features that Llama's lacks (aegis_edge/features.py), in plain PyTorch: what an artefact of such
-a model stores, slow and obvious. It is called as transformers' decoders are.
+"""A decoder with the features that Llama's lacks (aegis_edge/features.py), in plain PyTorch: what an artefact
+of such a model stores, slow and obvious. It is called as transformers' decoders are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from aegis_edge.features import Features
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes as in the manifest; the first three by transformers' names, as its decoders' configs have them."""
+    """Sizes as in the manifest; the first three by transformers' names, as its decoders' configs have
+    them.
+    """
 
     hidden_size: int
     vocab_size: int
@@ -30,8 +32,10 @@ class Shape:
 
 
 class FeaturedDecoder(nn.Module):
-    """weights: the artefact's names ("layers.0.qkv") -> fp32 matrices [out, in], norms, biases ("layers.0.qkv.bias"),
-    Hadamard transforms multiplied out; an absent norm before a matrix is ones. frequencies [tables, d / 2]."""
+    """weights: the artefact's names ("layers.0.qkv") -> fp32 matrices [out, in], norms, biases
+    ("layers.0.qkv.bias"), Hadamard transforms multiplied out; an absent norm before a matrix is ones.
+    frequencies [tables, d / 2].
+    """
 
     def __init__(
         self, shape: Shape, features: Features, weights: dict[str, Tensor], frequencies: Tensor
@@ -64,8 +68,9 @@ class FeaturedDecoder(nn.Module):
         past_key_values: Any = None,
         use_cache: bool = False,
     ) -> Any:
-        """ids [1, T]; positions [1, T], 0.. by default; additive mask [1, 1, T, S] over cached and new tokens, causal
-        by default, without the windows; a cache of transformers. `last_hidden_state` [1, T, H], after the last norm.
+        """ids [1, T]; positions [1, T], 0.. by default; additive mask [1, 1, T, S] over cached and new
+        tokens, causal by default, without the windows; a cache of transformers. `last_hidden_state` [1, T,
+        H], after the last norm.
         """
         count = input_ids.shape[1]
         positions = torch.arange(count) if position_ids is None else position_ids[0]

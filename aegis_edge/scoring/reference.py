@@ -197,8 +197,11 @@ def _positions_and_mask(lengths: Sequence[int], parents: Sequence[int]) -> tuple
 
 
 def _masks(decoder: Any, mask: Tensor, positions: Tensor, done: int) -> Tensor | dict[str, Tensor]:
-    """What the decoder takes as its mask, for the queries from `done` on: a mask of four dimensions goes through
-    transformers as it is, so a sliding window must be in it; models of two kinds of layers take one a kind."""
+    """What the decoder takes as its mask, for the queries from `done` on.
+
+    A mask of four dimensions goes through transformers as it is, so a sliding window must be in it; models of
+    two kinds of layers take one a kind.
+    """
     config, whole = decoder.config, mask[:, :, done:]
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if not window or (kinds is not None and "sliding_attention" not in kinds):

@@ -20,7 +20,9 @@ class Weights(Protocol):
 
 
 def inverse_frequencies(weights: Weights) -> np.ndarray:
-    """float32 [tables, head_dim / 2]: the tables that `features.rope_of` numbers, else the one of every layer."""
+    """float32 [tables, head_dim / 2]: the tables that `features.rope_of` numbers, else the one of every
+    layer.
+    """
     model = weights.manifest["model"]
     if (model.get("features") or {}).get("rope_of"):
         return weights.tensor("rope.inverse_frequency")
