@@ -261,7 +261,9 @@ def test_other_targets_and_the_gpu_refuse_by_name(
     if not lacking and not is_granite:
         return
     name = lacking[0] if lacking else "multipliers"
-    with pytest.raises(ExportError, match="--target hf takes Llama's decoder; this base needs .*" + re.escape(name)):
+    with pytest.raises(
+        ExportError, match="--target hf takes Llama's decoder; this base needs .*" + re.escape(name)
+    ):
         export(case.base, text, tmp_path / "out", tiny_policy, target="hf")
     if lacking:
         pytest.importorskip("triton")
