@@ -2,6 +2,7 @@
 The compiled runtime: a decoder forward over a token tree. Wrapped by aegis_edge.scoring.cpu.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy
@@ -35,7 +36,7 @@ def read_bandwidth(threads: int, megabytes: int = 64, seconds: float = 0.3) -> f
 class Model:
     """A decoder's weights and its thread team."""
 
-    def __init__(self, *, layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int, context: int, rows: int, norm_eps: float, hadamard_block: int, rope_scale: float, inverse_frequency: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], threads: int) -> None: ...
+    def __init__(self, *, layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int, context: int, rows: int, norm_eps: float, hadamard_block: int, rope_scale: Sequence[float], inverse_frequency: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], threads: int, gelu: bool = False, qk_norm: bool = False, out_norms: bool = False, softcap: float = 0.0, input_block: int = 0, windows: Sequence[int] = [], rope_of: Sequence[int] = []) -> None: ...
 
     @property
     def threads(self) -> int: ...

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from aegis_edge.errors import ArtifactError
+from aegis_edge.features import Features
 from aegis_edge.manifest import POLICY, check_manifest
 from aegis_edge.scoring.vocabulary import Vocabulary
 from aegis_edge.tensorfile import TensorFile, TensorInfo, open_regular, parse_json, read_small, sha256
@@ -95,10 +96,11 @@ class Artifact:
 
     def vocabulary(self) -> Vocabulary:
         """The whole LM head, for label mass; raises ArtifactError where the labels are no tokens of it."""
+        cap = Features.of(self.manifest["model"]).logit_softcap
         if "lm_head.weight" in self._model.tensors:
-            return Vocabulary(self.map_tensor("lm_head.weight"), None)
+            return Vocabulary(self.map_tensor("lm_head.weight"), None, cap)
         if "unembed.weight" in self._model.tensors:
-            return Vocabulary(self.map_tensor("embed_tokens.weight"), self.tensor("unembed.weight"))
+            return Vocabulary(self.map_tensor("embed_tokens.weight"), self.tensor("unembed.weight"), cap)
         raise ArtifactError(
             "label mass: this guard's labels are trained rows, which have no share of the vocabulary",
             hint="it exists for guards whose labels are tokens, such as a base exported without an adapter",
@@ -229,6 +231,7 @@ def _check_config(folder: Path, model: dict[str, Any]) -> None:
 def _expected(manifest: dict[str, Any], file: TensorFile) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """(name, dtype, shape) of every tensor the model must have, and of the optional ones that are present."""
     model, scheme, present = manifest["model"], manifest["quantization"]["scheme"], set(file.tensors)
+    features = Features.of(model)
     hidden, inner = model["hidden"], model["heads"] * model["head_dim"]
     rows = len(manifest["head"]["rows"])
     shapes = {
@@ -244,9 +247,20 @@ def _expected(manifest: dict[str, Any], file: TensorFile) -> Iterator[tuple[str,
         yield "unembed.weight", "F32", (hidden, hidden)
     if "lm_head.weight" in present:
         yield "lm_head.weight", "BF16", (model["vocab"], hidden)
+    if features.rope_of:
+        yield "rope.inverse_frequency", "F32", (len(features.rope_factors), model["head_dim"] // 2)
     norms = ["final_norm.weight"]
     for i in range(model["layers"]):
         norms += [f"layers.{i}.input_norm.weight", f"layers.{i}.post_norm.weight"]
+        # Absent, these would not be norms of ones but none at all: they are asked for by name.
+        for name, has, width in (
+            ("q_norm", features.qk_norm, model["head_dim"]),
+            ("k_norm", features.qk_norm, model["head_dim"]),
+            ("attention_out_norm", features.out_norms, hidden),
+            ("mlp_out_norm", features.out_norms, hidden),
+        ):
+            if has:
+                yield f"layers.{i}.{name}.weight", "F32", (width,)
         for name in PROJECTIONS:
             n, k = shapes[name]
             prefix = f"layers.{i}.{name}"
@@ -319,5 +333,6 @@ _RANGES = {
     "scale": lambda s: _is_finite(s) and s.min() > 0,
     "group_scale": lambda g: g.min() >= 1 and g.max() <= _GROUP_MAX,
     "bias": _is_finite,
+    "inverse_frequency": lambda f: _is_finite(f) and f.min() >= 0,
     "weight": lambda w: _is_finite(w) if w.dtype == np.float32 else w.min() >= 16 and (w & 15).min() >= 1,
 }

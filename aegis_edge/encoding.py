@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class ContentEncoder:
     """Encodes text with a tokenizer's own model, normaliser and pre-tokeniser, but without its added tokens.
 
-    On text that spells no added token the ids are the tokenizer's own, as they are behind other text
+    On text that spells no control token the ids are the tokenizer's own, as they are behind other text
     (`leads.py`). Its truncation, padding and post-processing are left out. A byte-level BPE drops bytes that
     its vocabulary lacks without a word; characters made of such bytes are encoded as U+FFFD instead. Safe to
     use from several threads.
@@ -34,9 +34,6 @@ class ContentEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         from tokenizers import Tokenizer as Fresh
 
-        self._control = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()}
-        self.control_ids = frozenset(self._control.values())
-        self.control_tokens = frozenset(self._control)
         # A tokenizer made from a model has no added tokens. The model is shared, not copied: no cost.
         self._tokenizer = Fresh(tokenizer.model)
         normalizer, pre_tokenizer, self.led = without_lead(tokenizer)
@@ -44,6 +41,9 @@ class ContentEncoder:
             self._tokenizer.normalizer = normalizer
         if pre_tokenizer is not None:
             self._tokenizer.pre_tokenizer = pre_tokenizer
+        self._control = _control_tokens(tokenizer, self._tokenizer)
+        self.control_ids = frozenset(self._control.values())
+        self.control_tokens = frozenset(self._control)
         if getattr(tokenizer.model, "dropout", None):
             raise ArtifactError(
                 "tokenizer.json: its BPE drops merges at random; verdicts would change from run to run"
@@ -131,6 +131,20 @@ class ContentEncoder:
             self._longest_token = max(len(token) for token in self._tokenizer.get_vocab())
         least = -(-size // self._longest_token)
         return least if least > limit else 0
+
+
+def _control_tokens(tokenizer: Tokenizer, bare: Tokenizer) -> dict[str, int]:
+    """Name -> id of the added tokens that no text spells.
+
+    Gemma lists runs of spaces and line breaks among its added tokens: not special, and ids that the model
+    alone makes of that text too. Those are text. `<think>` of Qwen 3 is not special either, but text alone
+    does not make its id: that is control.
+    """
+    added = tokenizer.get_added_tokens_decoder()
+    asked = [(i, token.content) for i, token in added.items() if not token.special]
+    spelt = bare.encode_batch([content for _, content in asked], add_special_tokens=False)
+    text = {i for (i, _), one in zip(asked, spelt, strict=True) if one.ids == [i]}
+    return {token.content: i for i, token in added.items() if i not in text}
 
 
 @dataclass(frozen=True)

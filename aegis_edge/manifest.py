@@ -12,6 +12,7 @@ from typing import Any
 
 from aegis_edge.errors import ArtifactError
 from aegis_edge.families.plan import Plan
+from aegis_edge.features import Features
 
 FORMAT_VERSION = 1
 SCHEMES = ("w8a8", "w4a8", "bf16")
@@ -87,8 +88,9 @@ def _check_files(files: dict[str, Any]) -> None:
 
 
 def _check_model(model: dict[str, Any]) -> None:
-    if model.get("architecture") != "llama":
-        raise _bad(f"model.architecture {model.get('architecture')!r} is unknown")
+    architecture = model.get("architecture")
+    if architecture not in ("llama", "decoder"):
+        raise _bad(f"model.architecture {architecture!r} is unknown")
     for name, (low, high) in _DIMS.items():
         value = model.get(name)
         if type(value) is not int or not low <= value <= high:
@@ -102,6 +104,9 @@ def _check_model(model: dict[str, Any]) -> None:
         raise _bad("model: heads, kv_heads, head_dim, hidden and intermediate do not fit together")
     _number(model, "rope_theta", "model", 1.0, 1e12)
     _number(model, "norm_eps", "model", 1e-12, 1e-2)
+    # "decoder" is Llama's with features: a reader that knows none of them refuses it by that word.
+    if bool(Features.of(model).names()) != (architecture == "decoder"):
+        raise _bad(f"model.features do not go with model.architecture {architecture!r}")
     scaling = model.get("rope_scaling")
     if scaling is None:
         return

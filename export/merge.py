@@ -18,7 +18,7 @@ from torch import Tensor
 import aegis_edge
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import ExportError
-from aegis_edge.export.architecture import check_architecture
+from aegis_edge.export.architecture import check_architecture, features_of, scales_of
 from aegis_edge.export.base import DEFAULT_BASE, Base, file_sha256, resolve_base
 from aegis_edge.families import DEFAULT_FAMILY, Family, get_family
 from aegis_edge.policy import Policy
@@ -39,13 +39,14 @@ _SAMPLE = (
 @dataclass(frozen=True)
 class Head:
     """Label rows over the last hidden state. kind "trained" or "tokens"; weight fp32 [R, H], bias fp32 [R];
-    token_ids of "tokens"."""
+    token_ids of "tokens"; softcap: of the logits, as the LM head they come from has it, 0: none."""
 
     kind: str
     rows: tuple[str, ...]
     weight: Tensor
     bias: Tensor
     token_ids: tuple[int, ...] | None = None
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,12 @@ def load_parent(
     resolved = resolve_base(base)
     folder = _adapter_folder(base, adapter)
     try:
-        check_architecture(AutoConfig.from_pretrained(resolved.folder))
-        model = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.float32).eval()
+        config = AutoConfig.from_pretrained(resolved.folder)
+        check_architecture(config)
+        # Of transformers' attentions only "eager" caps its scores; the others leave the cap out without a
+        # word.
+        attention = {"attn_implementation": "eager"} if features_of(config).attention_softcap else {}
+        model = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.float32, **attention).eval()
     except (OSError, ValueError) as error:
         raise ExportError(f"{base}: transformers can not load this base model: {error}") from error
     tokenizer = _tokenizer_json(resolved)
@@ -184,8 +189,9 @@ def _tokenizer_json(base: Base) -> str:
 def _token_head(model: Any, tokenizer: str, family: Family, policy: Policy | None) -> Head:
     labels = family.token_ids(ContentEncoder.from_json(tokenizer), policy)
     ids = tuple(labels.values())
-    weight = model.get_output_embeddings().weight.detach()[list(ids)].float().clone()
-    return Head("tokens", tuple(labels), weight, torch.zeros(len(ids)), ids)
+    weight = model.get_output_embeddings().weight.detach()[list(ids)].float() / scales_of(model.config).logits
+    softcap = features_of(model.config).logit_softcap
+    return Head("tokens", tuple(labels), weight, torch.zeros(len(ids)), ids, softcap)
 
 
 def _beside(folder: Path, name: str) -> Path | None:

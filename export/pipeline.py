@@ -24,6 +24,7 @@ from rich.progress import (
 
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import ExportError
+from aegis_edge.export.architecture import beyond_llama
 from aegis_edge.export.base import DEFAULT_BASE, file_sha256, resolve_base
 from aegis_edge.export.calibration import PACKAGED, flat_text, load_calibration
 from aegis_edge.export.chat import check_ids, speak
@@ -121,13 +122,20 @@ def export_guard(
             spoken = None if recipe is None else speak(recipe, folder)
             asked = get_family(family) if spoken is None else spoken.family()
             parent = load_parent(base, adapter, asked, rules)
+            lacking = [] if engine.is_ours else beyond_llama(parent.model.config)
+            if lacking:  # its checkpoint would say what the folded weights say already, or not at all
+                raise ExportError(
+                    f"--target {target} takes Llama's decoder; this base needs {', '.join(lacking)}",
+                    hint="--target aegis takes it",
+                )
             bytes_before = 2 * sum(parameter.numel() for parameter in parent.model.parameters())
             encoder = ContentEncoder.from_json(parent.tokenizer)
             plan = asked.compile(encoder, rules)
             if spoken is not None and recipe is not None:
                 check_ids(spoken, recipe, plan, rules, parent.tokenizer, folder)
         with _step(progress, "Rotating"):
-            trunk = trunk_of(parent.model, parent.head.weight, parent.head.bias)
+            head = parent.head
+            trunk = trunk_of(parent.model, head.weight, head.bias, head.softcap)
             if parent.head.kind == "tokens" or not engine.is_ours:
                 keep_vocabulary(trunk, parent.model)
             if scheme in ROTATED:

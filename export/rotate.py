@@ -5,9 +5,16 @@ RMSNorm without a weight commutes with every orthogonal matrix, so once the norm
 matrices behind them, the residual stream may live in any basis: a random one has no outlier channels (QuaRot,
 arXiv 2404.00456). V and the attention output agree on a basis a head. Only the input of `down` lies behind a
 non-linearity: its Hadamard transform runs at run time, and its inverse is folded into `down` here.
+
+A norm after attention or MLP (Gemma 2 and 3) has a weight a channel between a matrix and the residual stream,
+which no rotation of the stream passes: folded into the matrix, the norm would no longer see what it divides
+by. There the stream stays as it is, and the inputs of qkv and gate_up, which are the stream again up to a
+factor a token, go through a Hadamard transform in blocks at run time, as those of `down` do.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,13 +44,17 @@ def rotate(trunk: Trunk, seed: int, online: bool = True) -> None:
     Hadamard transform before `down`, for engines that run it."""
     generator = torch.Generator().manual_seed(seed)
     dims = trunk.dims
-    basis = random_orthogonal(dims.hidden, generator)
-    trunk.embed = trunk.embed @ basis
-    trunk.head_weight = trunk.head_weight @ basis
-    if trunk.unembed is not None:
-        trunk.unembed = basis.T @ trunk.unembed @ basis
-    if trunk.lm_head is not None:
-        trunk.lm_head = trunk.lm_head @ basis
+    if trunk.features.out_norms:
+        basis = None
+        trunk.features = replace(trunk.features, input_block=hadamard_block(dims.hidden) if online else 0)
+    else:
+        basis = random_orthogonal(dims.hidden, generator)
+        trunk.embed = trunk.embed @ basis
+        trunk.head_weight = trunk.head_weight @ basis
+        if trunk.unembed is not None:
+            trunk.unembed = basis.T @ trunk.unembed @ basis
+        if trunk.lm_head is not None:
+            trunk.lm_head = trunk.lm_head @ basis
     trunk.hadamard_block = hadamard_block(dims.intermediate) if online else 0
     values = dims.kv_heads * dims.head_dim
     group = dims.heads // dims.kv_heads
@@ -64,10 +75,12 @@ def rotate(trunk: Trunk, seed: int, online: bool = True) -> None:
         heads = o.weight.reshape(dims.hidden, dims.heads, dims.head_dim).transpose(0, 1)
         heads = heads @ turns.repeat_interleave(group, dim=0)
         o.weight = heads.transpose(0, 1).reshape(dims.hidden, -1)
-        qkv.weight = qkv.weight @ basis
-        gate_up.weight = gate_up.weight @ basis
-        o.weight = basis.T @ o.weight
-        down.weight = basis.T @ hadamard(down.weight, trunk.hadamard_block)
+        down.weight = hadamard(down.weight, trunk.hadamard_block)
+        for reads in (qkv, gate_up):
+            block = trunk.features.input_block
+            reads.weight = hadamard(reads.weight, block) if basis is None else reads.weight @ basis
+        if basis is not None:
+            o.weight, down.weight = basis.T @ o.weight, basis.T @ down.weight
 
 
 def random_orthogonal(n: int, generator: torch.Generator) -> Tensor:

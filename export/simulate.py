@@ -25,7 +25,8 @@ from aegis_edge.export.quantise import (
     int8_scale,
     round_int8,
 )
-from aegis_edge.export.trunk import PROJECTIONS, Dense, Projection, Stream, Text, Trunk
+from aegis_edge.export.stream import Stream
+from aegis_edge.export.trunk import PROJECTIONS, Dense, Projection, Text, Trunk
 
 SCHEMES = ("w8a8", "w4a8", "bf16", "f16", "q8_0", "fp8")
 ROUNDINGS = ("gptq", "nearest")
@@ -107,7 +108,7 @@ def quantise_trunk(
         guard.layers.append(quantised)
         for name in PROJECTIONS:
             dense = getattr(layer, name)
-            wanted, seen = parent_run.inputs(layer, name), guard_run.inputs(quantised, name)
+            wanted, seen = parent_run.inputs(i, name), guard_run.inputs(i, name)
             own = "bf16" if name in kept else _W4A8[name] if scheme == "w4a8" else scheme
             if own == "w8a8" and rounding == "nearest":
                 projection: Projection = round_int8(dense.weight, dense.bias)
@@ -116,8 +117,8 @@ def quantise_trunk(
             setattr(quantised, name, projection)
             target, given = dense(wanted), projection(seen, text.fine)
             errors[f"layers.{i}.{name}"] = ((given - target).norm() / target.norm()).item()
-            parent_run.apply(name, target)
-            guard_run.apply(name, given)
+            parent_run.apply(i, name, target)
+            guard_run.apply(i, name, given)
             report(name)
     before, after = parent_run.logits(), guard_run.logits()
     if trained:

@@ -9,13 +9,17 @@ from torch import Tensor
 from aegis_edge.export.quantise import Bf16, Int4, Int8
 from aegis_edge.export.trunk import PROJECTIONS, Trunk
 
+NORMS = ("input_norm", "post_norm", "q_norm", "k_norm", "attention_out_norm", "mlp_out_norm")
+
 
 def tensors_of(trunk: Trunk) -> dict[str, Tensor]:
     """Name -> tensor, in the order of the forward pass."""
     tensors: dict[str, Tensor] = {"embed_tokens.weight": trunk.embed.to(torch.bfloat16)}
+    if trunk.features.rope_of:
+        tensors["rope.inverse_frequency"] = torch.stack([frequency for frequency, _ in trunk.ropes])
     for i, layer in enumerate(trunk.layers):
-        _add_norm(tensors, f"layers.{i}.input_norm", layer.input_norm)
-        _add_norm(tensors, f"layers.{i}.post_norm", layer.post_norm)
+        for norm in NORMS:
+            _add_norm(tensors, f"layers.{i}.{norm}", getattr(layer, norm))
         for name in PROJECTIONS:
             _add_projection(tensors, f"layers.{i}.{name}", getattr(layer, name))
     _add_norm(tensors, "final_norm", trunk.final_norm)

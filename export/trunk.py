@@ -1,22 +1,27 @@
-"""A Llama-shaped decoder as plain matrices, whose projections can be exchanged one by one.
+"""A decoder as plain matrices, whose projections can be exchanged one by one.
 
-The exporter folds, rotates and quantises matrices, and must run the model in between: to collect what each
-projection sees, and to tell how far the quantised model has moved. This is that model, in fp32, over *flat*
-calibration text: the root's tokens first, then every conversation's, one after another, as the runtime packs
-them. A conversation attends to the root and to itself.
+The exporter folds, rotates and quantises these, and runs them in between (stream.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aegis_edge.export.architecture import rope_parameters
+from aegis_edge.export.architecture import (
+    features_of,
+    is_gemma,
+    needs_table,
+    rope_kinds,
+    rope_parameters,
+    scales_of,
+)
+from aegis_edge.features import Features
 
 Projection = Callable[[Tensor, Tensor], Tensor]  # of inputs [T, K] and Text.fine [T]
 PROJECTIONS = ("qkv", "o", "gate_up", "down")
@@ -52,8 +57,9 @@ class Dense:
 
 @dataclass
 class Layer:
-    """One decoder block. qkv stacks the rows of Q, K, V; gate_up those of gate, up. A norm weight of None
-    means ones (folded)."""
+    """One decoder block. qkv stacks the rows of Q, K, V; gate_up those of gate, up. input_norm and post_norm
+    [H] stand before them; None means ones (folded). q_norm, k_norm [head_dim], and the norms [H] of what
+    attention and MLP give: None means none."""
 
     qkv: Projection
     o: Projection
@@ -61,13 +67,18 @@ class Layer:
     down: Projection
     input_norm: Tensor | None
     post_norm: Tensor | None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    attention_out_norm: Tensor | None = None
+    mlp_out_norm: Tensor | None = None
 
 
 @dataclass
 class Trunk:
     """The whole decoder with its label rows. embed [V, H], head_weight [R, H], head_bias [R]; hadamard_block
     as in the manifest. For label mass, where the labels are tokens: unembed [H, H] where the LM head is tied
-    (logits = h . unembed . embed^T), else lm_head [V, H]."""
+    (logits = h . unembed . embed^T), else lm_head [V, H]. ropes: rotary tables, fp32 [head_dim / 2] and the
+    factor on cos and sin; features.rope_of says which is whose, else the first is every layer's."""
 
     dims: Dims
     embed: Tensor
@@ -78,7 +89,8 @@ class Trunk:
     hadamard_block: int = 0
     unembed: Tensor | None = None
     lm_head: Tensor | None = None
-    rope: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
+    features: Features = field(default_factory=Features)
+    ropes: list[tuple[Tensor, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -129,13 +141,36 @@ def dims_of(config: Any) -> Dims:
         vocab=config.vocab_size,
         context=config.max_position_embeddings,
         rope_theta=theta,
-        rope_scaling=scaling,
+        rope_scaling=None if needs_table(config) else scaling,
         norm_eps=float(config.rms_norm_eps),
     )
 
 
-def trunk_of(model: Any, head_weight: Tensor, head_bias: Tensor) -> Trunk:
-    """The trunk of a transformers decoder, sharing nothing with it; all fp32."""
+def trunk_of(model: Any, head_weight: Tensor, head_bias: Tensor, softcap: float = 0.0) -> Trunk:
+    """The trunk of a transformers decoder, sharing nothing with it, all fp32; the architecture's constants
+    are folded in, the LM head's excepted. softcap: of the label logits.
+    """
+    scales, ropes = scales_of(model.config), rope_tables(model)
+    features = replace(features_of(model.config), logit_softcap=softcap)
+    if features.rope_of:
+        features = replace(features, rope_factors=tuple(factor for _, factor in ropes))
+    return Trunk(
+        dims=dims_of(model.config),
+        embed=model.model.embed_tokens.weight.detach().float() * scales.embedding,
+        layers=[_layer(block, model.config) for block in model.model.layers],
+        final_norm=_norm_of(model.model.norm, model.config),
+        head_weight=head_weight.float().clone(),
+        head_bias=head_bias.float().clone(),
+        features=features,
+        ropes=ropes,
+    )
+
+
+def _layer(block: Any, config: Any) -> Layer:
+    """One block of transformers. The scale of its queries goes into their norm or, without one, their
+    rows.
+    """
+    attention, mlp, scales, features = block.self_attn, block.mlp, scales_of(config), features_of(config)
 
     def dense(*linears: Any) -> Dense:
         weight = torch.cat([linear.weight.detach() for linear in linears]).float()
@@ -144,48 +179,60 @@ def trunk_of(model: Any, head_weight: Tensor, head_bias: Tensor) -> Trunk:
             weight, torch.cat([linear.bias.detach() for linear in linears]).float() if has_bias else None
         )
 
-    layers = [
-        Layer(
-            qkv=dense(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
-            o=dense(block.self_attn.o_proj),
-            gate_up=dense(block.mlp.gate_proj, block.mlp.up_proj),
-            down=dense(block.mlp.down_proj),
-            input_norm=block.input_layernorm.weight.detach().float().clone(),
-            post_norm=block.post_attention_layernorm.weight.detach().float().clone(),
-        )
-        for block in model.model.layers
-    ]
-    return Trunk(
-        dims=dims_of(model.config),
-        embed=model.model.embed_tokens.weight.detach().float().clone(),
-        layers=layers,
-        final_norm=model.model.norm.weight.detach().float().clone(),
-        head_weight=head_weight.float().clone(),
-        head_bias=head_bias.float().clone(),
-        rope=rope_tables(model.config, model.model.rotary_emb),
+    def norm(module: Any) -> Tensor:
+        return _norm_of(module, config)
+
+    qkv, o, down = (
+        dense(attention.q_proj, attention.k_proj, attention.v_proj),
+        dense(attention.o_proj),
+        mlp.down_proj,
     )
+    before_mlp = block.pre_feedforward_layernorm if features.out_norms else block.post_attention_layernorm
+    layer = Layer(
+        qkv, o, dense(mlp.gate_proj, mlp.up_proj), dense(down), norm(block.input_layernorm), norm(before_mlp)
+    )
+    if features.out_norms:
+        layer.attention_out_norm = norm(block.post_attention_layernorm)
+        layer.mlp_out_norm = norm(block.post_feedforward_layernorm)
+    if features.qk_norm:
+        layer.q_norm, layer.k_norm = norm(attention.q_norm) * scales.query, norm(attention.k_norm)
+    else:
+        for rows in (qkv.weight, qkv.bias):
+            if rows is not None:
+                rows[: attention.q_proj.out_features] *= scales.query
+    for linear in (layer.o, layer.down):
+        assert isinstance(linear, Dense)
+        linear.weight *= scales.residual
+    return layer
+
+
+def _norm_of(module: Any, config: Any) -> Tensor:
+    """The weight of an RMSNorm; Gemma stores it less one."""
+    weight: Tensor = module.weight.detach().float()
+    return weight + 1.0 if is_gemma(config) else weight.clone()
 
 
 def keep_vocabulary(trunk: Trunk, model: Any) -> None:
     """Keep the whole LM head, so that the guard can say which share of it its label tokens hold."""
-    head = model.get_output_embeddings().weight
+    head, scales = model.get_output_embeddings().weight, scales_of(model.config)
     if head is model.get_input_embeddings().weight:
-        trunk.unembed = torch.eye(trunk.dims.hidden)
+        trunk.unembed = torch.eye(trunk.dims.hidden) / (scales.embedding * scales.logits)
     else:
-        trunk.lm_head = head.detach().float().clone()
+        trunk.lm_head = head.detach().float() / scales.logits
 
 
-def rope_tables(config: Any, rotary: Any) -> tuple[Tensor, Tensor]:
-    """cos, sin fp32 [context, head_dim] as transformers computes them (scaled RoPE included)."""
-    positions = torch.arange(config.max_position_embeddings)[None]
-    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), positions)
-    return cos[0].float(), sin[0].float()
-
-
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension; weight None = ones."""
-    y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return y if weight is None else y * weight
+def rope_tables(model: Any) -> list[tuple[Tensor, float]]:
+    """Inverse frequencies fp32 [head_dim / 2] and the factor on cos and sin, in the order of `rope_kinds`, as
+    transformers computes them. `dynamic` ones are those up to the context, past which no check goes."""
+    rotary = model.model.rotary_emb
+    names = ["" if kind is None else f"{kind}_" for kind in rope_kinds(model.config)]
+    return [
+        (
+            getattr(rotary, f"{name}inv_freq").float().clone(),
+            float(getattr(rotary, f"{name}attention_scaling")),
+        )
+        for name in names
+    ]
 
 
 def hadamard(x: Tensor, block: int) -> Tensor:
@@ -201,76 +248,3 @@ def hadamard(x: Tensor, block: int) -> Tensor:
         y = torch.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), dim=2)
         width *= 2
     return (y.reshape(shape)) * block**-0.5
-
-
-def attend(trunk: Trunk, text: Text, qkv: Tensor, positions: Tensor, rounded: bool = False) -> Tensor:
-    """Grouped-query attention of every span to the root and itself: qkv [T, (heads + 2 kv_heads) d] ->
-    context [T, heads d]. `rounded`: queries, keys and values through bf16, as the runtime holds them."""
-    dims, d = trunk.dims, trunk.dims.head_dim
-    q, k, v = qkv.reshape(len(qkv), -1, d).transpose(0, 1).split((dims.heads, dims.kv_heads, dims.kv_heads))
-    cos, sin = trunk.rope[0][positions], trunk.rope[1][positions]
-    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-    if rounded:
-        q, k, v = (x.bfloat16().float() for x in (q, k, v))
-    out = torch.empty_like(q)
-    for start, end in text.spans():
-        n, prefix = end - start, 0 if start == 0 else text.root
-        keys = torch.cat((k[:, :prefix], k[:, start:end]), dim=1)
-        values = torch.cat((v[:, :prefix], v[:, start:end]), dim=1)
-        mask = torch.ones(n, prefix + n, dtype=torch.bool).tril(prefix)
-        out[:, start:end] = functional.scaled_dot_product_attention(
-            q[None, :, start:end], keys[None], values[None], attn_mask=mask, enable_gqa=True
-        )[0]
-    return out.transpose(0, 1).reshape(len(qkv), -1)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-class Stream:
-    """A run of calibration text through a trunk, stopped before each projection: what goes in can be looked
-    at, and the projection exchanged, before it is applied. `hidden` is the residual stream [T, H]; `rounded`
-    as in `attend`."""
-
-    def __init__(self, trunk: Trunk, text: Text, rounded: bool = False) -> None:
-        self.trunk, self.text, self.rounded = trunk, text, rounded
-        self.positions = text.positions()
-        self.hidden = trunk.embed[text.ids]
-        self._inner = torch.empty(0)
-
-    def inputs(self, layer: Layer, name: str) -> Tensor:
-        """What projection `name` of `layer` sees, [T, K]; names must be asked for in the order of
-        PROJECTIONS."""
-        eps = self.trunk.dims.norm_eps
-        if name == "qkv":
-            return rms_norm(self.hidden, layer.input_norm, eps)
-        if name == "o":
-            return attend(self.trunk, self.text, self._inner, self.positions, self.rounded)
-        if name == "gate_up":
-            return rms_norm(self.hidden, layer.post_norm, eps)
-        gate, up = self._inner.chunk(2, dim=-1)
-        return hadamard(functional.silu(gate) * up, self.trunk.hadamard_block)
-
-    def apply(self, name: str, projected: Tensor) -> None:
-        """Take what projection `name` gave for the inputs last asked for."""
-        if name in ("qkv", "gate_up"):
-            self._inner = projected
-        else:
-            self.hidden = self.hidden + projected
-
-    def logits(self) -> Tensor:
-        """Label logits at the text's slots, fp32 [slots, R]; after the last layer."""
-        trunk = self.trunk
-        h = rms_norm(self.hidden[self.text.slots], trunk.final_norm, trunk.dims.norm_eps)
-        return functional.linear(h, trunk.head_weight, trunk.head_bias)
-
-
-def run(trunk: Trunk, text: Text, rounded: bool = False) -> Tensor:
-    """Label logits of `text` under `trunk`, fp32 [slots, R]; `rounded` as in `attend`."""
-    stream = Stream(trunk, text, rounded)
-    for layer in trunk.layers:
-        for name in PROJECTIONS:
-            stream.apply(name, getattr(layer, name)(stream.inputs(layer, name), text.fine))
-    return stream.logits()

@@ -50,6 +50,18 @@ def pair(request) -> tuple[Tokenizer, ContentEncoder]:
 # --- content never becomes a control id ---
 
 
+def test_added_tokens_that_plain_text_spells_are_text():
+    """Gemma's runs of line breaks are text; `<think>`, no more special but never spelt, is control."""
+    vocab = {c: i for i, c in enumerate(["a", "\n", "<", ">", "?", "\n\n", "<t>", "<s>"])}
+    tokenizer = Tokenizer(models.BPE(vocab, [("\n", "\n")]))
+    tokenizer.add_tokens([AddedToken("\n\n"), AddedToken("<t>")])
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
+    encoder = ContentEncoder(tokenizer)
+    assert encoder.control_tokens == {"<t>", "<s>"} and encoder.control_ids == {6, 7}
+    assert encoder.ids("a\n\na") == tuple(tokenizer.encode("a\n\na").ids) == (0, 5, 0)
+    assert encoder.control_ids.isdisjoint(encoder.ids("<t><s>"))
+
+
 def test_no_text_becomes_a_control_id_and_none_is_lost(pair):
     tokenizer, encoder = pair
     control = set(tokenizer.get_added_tokens_decoder())

@@ -22,7 +22,8 @@ from aegis_edge.export.quantise import (
 )
 from aegis_edge.export.rotate import fold_norms, hadamard_block, random_orthogonal, rotate
 from aegis_edge.export.simulate import centre, fidelity, margins, quantise_trunk
-from aegis_edge.export.trunk import PROJECTIONS, Dense, Text, hadamard, run, trunk_of
+from aegis_edge.export.stream import run
+from aegis_edge.export.trunk import PROJECTIONS, Dense, Text, hadamard, trunk_of
 
 CONVERSATIONS = [
     Conversation("How do I pick a lock?"),

@@ -11,7 +11,8 @@ import pytest
 from native_model import ROWS, SHAPE, RandomWeights, i32, ids
 
 from aegis_edge import _native
-from aegis_edge.scoring.cpu import inverse_frequencies, load_model
+from aegis_edge.scoring.cpu import load_model
+from aegis_edge.scoring.rope import frequencies
 
 MODEL_KEYS = (
     "layers",
@@ -28,8 +29,8 @@ MODEL_KEYS = (
 
 def empty_model(**changes: Any) -> _native.Model:
     arguments = {key: SHAPE[key] for key in MODEL_KEYS}
-    arguments |= {"rows": 3, "hadamard_block": 32, "rope_scale": 1.0, "threads": 1}
-    arguments["inverse_frequency"] = inverse_frequencies(SHAPE)
+    arguments |= {"rows": 3, "hadamard_block": 32, "rope_scale": [1.0], "threads": 1}
+    arguments["inverse_frequency"] = frequencies(SHAPE)
     return _native.Model(**{**arguments, **changes})
 
 

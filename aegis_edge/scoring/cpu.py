@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from aegis_edge import _native
-from aegis_edge.errors import ArtifactError, ScorerError
+from aegis_edge.errors import ScorerError
+from aegis_edge.features import Features
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
-from aegis_edge.scoring.vocabulary import Vocabulary
+from aegis_edge.scoring.rope import inverse_frequencies
+from aegis_edge.scoring.vocabulary import Vocabulary, softcapped
 
 LINEARS = ("qkv", "o", "gate_up", "down")
+NORMS = ("input_norm", "post_norm", "q_norm", "k_norm", "attention_out_norm", "mlp_out_norm")
 ROOTS_KEPT = 8  # custom policies; one of 150 tokens takes 3.5 MB of the 135M model
 RootKv = tuple[np.ndarray, np.ndarray]
 
@@ -39,33 +41,11 @@ class Weights(Protocol):
     def map_tensor(self, name: str) -> np.ndarray: ...
 
 
-def inverse_frequencies(model: Mapping[str, Any]) -> np.ndarray:
-    """Rotary frequencies, float32 [head_dim / 2], of `rope_theta` and `rope_scaling` (linear and llama3).
-
-    llama3: frequencies whose wavelength 2 pi / f exceeds original / low_freq_factor are divided by `factor`,
-    those below original / high_freq_factor stay, and between them the two are blended (Llama 3.1,
-    transformers' `rope_type: llama3`).
-    """
-    dims = np.arange(0, model["head_dim"], 2, dtype=np.float32) / np.float32(model["head_dim"])
-    frequency = (1.0 / np.power(np.float32(model["rope_theta"]), dims)).astype(np.float32)
-    scaling = model.get("rope_scaling")
-    if not scaling:
-        return frequency
-    factor = np.float32(scaling["factor"])
-    if scaling["rope_type"] == "linear":
-        return frequency / factor
-    if scaling["rope_type"] != "llama3":
-        raise ArtifactError(f"model.rope_scaling {scaling['rope_type']!r} is not one the runtime has")
-    original = scaling["original_max_position_embeddings"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    smooth = np.clip((original * frequency / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
-    return ((1 - smooth) * frequency / factor + smooth * frequency).astype(np.float32)
-
-
 def load_model(weights: Weights, threads: int) -> _native.Model:
     """Pack an artefact's weights for this CPU, a layer a thread: at most one tensor a thread beside them."""
     manifest = weights.manifest
     shape, names = manifest["model"], set(weights.tensor_names())
+    features = Features.of(shape)
     model = _native.Model(
         **{
             key: shape[key]
@@ -75,15 +55,22 @@ def load_model(weights: Weights, threads: int) -> _native.Model:
         rows=len(manifest["head"]["rows"]),
         norm_eps=shape["norm_eps"],
         hadamard_block=manifest["quantization"]["hadamard_block"],
-        rope_scale=1.0,
-        inverse_frequency=inverse_frequencies(shape),
+        rope_scale=list(features.rope_factors) or [1.0],
+        inverse_frequency=inverse_frequencies(weights).reshape(-1),
         threads=threads,
+        gelu=features.activation == "gelu_tanh",
+        qk_norm=features.qk_norm,
+        out_norms=features.out_norms,
+        softcap=features.attention_softcap,
+        input_block=features.input_block,
+        windows=list(features.windows),
+        rope_of=list(features.rope_of),
     )
 
     def load_layer(layer: int) -> None:  # reading and packing release the GIL
         for name in LINEARS:
             _set_linear(model, weights, names, layer, name)
-        for norm in ("input_norm", "post_norm"):
+        for norm in NORMS:
             if f"layers.{layer}.{norm}.weight" in names:
                 model.set_norm(layer, norm, weights.tensor(f"layers.{layer}.{norm}.weight"))
 
@@ -146,6 +133,7 @@ class CpuScorer:
     ) -> None:
         self.vocabulary, self._store = vocabulary, store
         self.manifest = weights.manifest
+        self.softcap = Features.of(weights.manifest["model"]).logit_softcap
         self.threads = threads or _native.usable_threads()
         try:
             self.model = load_model(weights, self.threads)
@@ -209,6 +197,7 @@ class CpuTree:
     def __init__(self, scorer: CpuScorer, root: IdArray, kv: RootKv) -> None:
         self._shape = TreeShape(root, scorer.context, scorer.vocab)
         self._vocabulary = scorer.vocabulary
+        self._softcap = scorer.softcap
         self.log_sum_exp: LogitArray | None = None
         self._tree = _native.Tree(scorer.model, *kv, len(root))
 
@@ -236,7 +225,7 @@ class CpuTree:
             logits, hidden = logits[order], None if hidden is None else hidden[order]
         if self._vocabulary is not None and hidden is not None:
             self.log_sum_exp = self._vocabulary.log_sum_exp(hidden)
-        return logits
+        return softcapped(logits, self._softcap)
 
     def truncate(self, nodes: int) -> None:
         self._shape.truncate(nodes)

@@ -24,6 +24,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from aegis_edge.errors import ScorerError
 from aegis_edge.families.plan import Plan
+from aegis_edge.features import Features
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
 from aegis_edge.scoring.cuda_graphs import Graphs, Outputs, cuda_record, size_for
 from aegis_edge.scoring.cuda_layers import Fine, dense_layer, int8_matrices
@@ -126,6 +127,12 @@ class CudaScorer:
         """From an artefact. int8: multiply its integer matrices as integers, activations rounded to int8 as
         the compiled runtime does; else everything is in floating point, as in the reference scorer."""
         weight, bias = (torch.from_numpy(artifact.tensor(f"head.{part}")) for part in ("weight", "bias"))
+        lacking = Features.of(artifact.manifest["model"]).names()
+        if lacking:
+            raise ScorerError(
+                f"the cuda scorer has Llama's decoder alone; this guard needs {', '.join(lacking)}",
+                hint="use --scorer cpu",
+            )
         root = Plan.from_json(artifact.manifest["family"]["plan"]).root
         decoder, integers = decoder_of(artifact), artifact if int8 else None
         return cls(decoder, weight, bias, root, dtype=dtype, vocabulary=vocabulary, integers=integers)

@@ -1,17 +1,22 @@
-"""An artefact's weights in a plain LlamaModel of transformers, fp32.
+"""An artefact's weights in a plain decoder, fp32: transformers' LlamaModel, or ours where Llama lacks a
+feature.
 
-Rotations cancel and folded norms leave ones behind, so what an artefact stores is still a Llama; the Hadamard
-transform before `down`, which the runtime applies to activations, goes back into the matrix.
+Rotations cancel and folded norms leave ones behind, so what an artefact stores is still its architecture; the
+Hadamard transforms, which the runtime applies to activations, go back into the matrices.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
+
+from aegis_edge.features import Features
+from aegis_edge.scoring.featured import FeaturedDecoder, Shape
+from aegis_edge.scoring.rope import inverse_frequencies
 
 if TYPE_CHECKING:
     from aegis_edge.artifact import Artifact
@@ -19,8 +24,35 @@ if TYPE_CHECKING:
 _GROUP = 32  # neighbouring weights of a row that share a group scale in w4a8
 
 
-def decoder_of(artifact: Artifact) -> LlamaModel:
+def decoder_of(artifact: Artifact) -> Any:
     """The decoder without LM head; its `last_hidden_state` is what the artefact's head is applied to."""
+    if Features.of(artifact.manifest["model"]).names():
+        return _featured(artifact)
+    return _llama(artifact)
+
+
+def _featured(artifact: Artifact) -> FeaturedDecoder:
+    model, names = artifact.manifest["model"], set(artifact.tensor_names())
+    features = Features.of(model)
+    weights = {"embed_tokens": _weight(artifact, "embed_tokens", names)}
+    blocks = {"qkv": features.input_block, "gate_up": features.input_block}
+    blocks["down"] = artifact.manifest["quantization"]["hadamard_block"]
+    for name in sorted(names):
+        layer, _, part = name.removesuffix(".weight").rpartition(".")
+        if part in ("qkv", "o", "gate_up", "down"):
+            weight = _weight(artifact, f"{layer}.{part}", names)
+            block = blocks.get(part, 0)
+            weights[f"{layer}.{part}"] = _undo_hadamard(weight, block) if block else weight
+        elif part.endswith("norm") or name.endswith("qkv.bias"):
+            weights[name.removesuffix(".weight")] = torch.from_numpy(artifact.tensor(name))
+    shape = Shape(
+        *(model[key] for key in ("hidden", "vocab", "context", "layers", "heads", "kv_heads", "head_dim")),
+        norm_eps=model["norm_eps"],
+    )
+    return FeaturedDecoder(shape, features, weights, torch.from_numpy(inverse_frequencies(artifact)))
+
+
+def _llama(artifact: Artifact) -> LlamaModel:
     model = artifact.manifest["model"]
     names = set(artifact.tensor_names())
     config = _config(artifact, names)

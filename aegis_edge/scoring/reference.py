@@ -18,9 +18,10 @@ from transformers import DynamicCache
 
 from aegis_edge.errors import ScorerError
 from aegis_edge.families.plan import Plan
+from aegis_edge.features import Features
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
 from aegis_edge.scoring.dequantise import decoder_of
-from aegis_edge.scoring.vocabulary import Vocabulary
+from aegis_edge.scoring.vocabulary import Vocabulary, softcapped
 
 if TYPE_CHECKING:
     from aegis_edge.artifact import Artifact
@@ -46,11 +47,16 @@ class ReferenceScorer:
         *,
         cache_root: bool = False,
         vocabulary: Vocabulary | None = None,
+        softcap: float = 0.0,
     ) -> None:
         """decoder: a model without LM head, in evaluation mode; head_weight [rows, hidden], head_bias
-        [rows]; vocabulary: the whole LM head, where label mass is wanted."""
+        [rows]; vocabulary: the whole LM head, where label mass is wanted; softcap: of the label logits, 0:
+        none."""
         self._vocabulary = vocabulary
         self._decoder = decoder
+        self._softcap = softcap
+        if getattr(decoder.config, "attn_logit_softcapping", None):
+            decoder.set_attn_implementation("eager")  # the only one of transformers' that caps its scores
         # In fp32 whatever the decoder's dtype: it is a few rows, and rounding it would add noise of its own.
         self._head_weight = head_weight.detach().to(torch.float32)
         self._head_bias = head_bias.detach().to(torch.float32)
@@ -74,10 +80,12 @@ class ReferenceScorer:
         *,
         dtype: str = "fp32",
         cache_root: bool = False,
+        softcap: float = 0.0,
     ) -> ReferenceScorer:
-        """From an unquantised LlamaForCausalLM or LlamaModel with its adapter merged; it is copied."""
+        """From an unquantised decoder of transformers, with its LM head or without, its adapter merged; it is
+        copied."""
         decoder = _in_dtype(copy.deepcopy(getattr(model, "model", model)), dtype)
-        return cls(decoder, head_weight, head_bias, root, cache_root=cache_root)
+        return cls(decoder, head_weight, head_bias, root, cache_root=cache_root, softcap=softcap)
 
     @classmethod
     def from_artifact(
@@ -92,7 +100,8 @@ class ReferenceScorer:
         weight, bias = (torch.from_numpy(artifact.tensor(f"head.{part}")) for part in ("weight", "bias"))
         root = Plan.from_json(artifact.manifest["family"]["plan"]).root
         decoder = _in_dtype(decoder_of(artifact), dtype)
-        return cls(decoder, weight, bias, root, cache_root=cache_root, vocabulary=vocabulary)
+        cap = Features.of(artifact.manifest["model"]).logit_softcap
+        return cls(decoder, weight, bias, root, cache_root=cache_root, vocabulary=vocabulary, softcap=cap)
 
     def tree(self, root: IdArray | None = None) -> ReferenceTree:
         """A new tree over the policy the scorer was made for, or over int32 ids [n]."""
@@ -109,25 +118,25 @@ class ReferenceScorer:
         """
         ids = torch.from_numpy(np.concatenate(nodes)).long()[None]
         positions, mask = _positions_and_mask([len(node) for node in nodes], parents)
-        mask = mask.to(self._decoder.dtype)
+        mask = mask.to(self._decoder.dtype)[None, None]
         # What a cached root leaves to compute: queries of the other tokens, keys and values of all.
         done = len(nodes[0]) if self._cache_root else 0
         out = self._decoder(
             input_ids=ids[:, done:],
             position_ids=positions[None, done:],
-            attention_mask=mask[None, None, done:],
+            attention_mask=_masks(self._decoder, mask, positions, done),
             past_key_values=copy.deepcopy(self._cached(nodes[0])) if self._cache_root else None,
             use_cache=self._cache_root,
         )
         hidden = out.last_hidden_state[0, [slot - done for slot in slots]].float()
-        logits: LogitArray = (hidden @ self._head_weight.T + self._head_bias).numpy()
+        logits = softcapped((hidden @ self._head_weight.T + self._head_bias).numpy(), self._softcap)
         total = None if self._vocabulary is None else self._vocabulary.log_sum_exp(hidden.numpy())
         return logits, total
 
     def _cached(self, root: IdArray) -> DynamicCache:
         key = root.tobytes()
         if key not in self._caches:
-            cache = DynamicCache(config=self._decoder.config)
+            cache = DynamicCache()  # without a config, which would drop what a sliding window has passed
             ids = torch.from_numpy(root).long()[None]
             self._decoder(input_ids=ids, past_key_values=cache, use_cache=True)
             self._caches[key] = cache
@@ -187,9 +196,25 @@ def _positions_and_mask(lengths: Sequence[int], parents: Sequence[int]) -> tuple
     return positions, torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
 
 
+def _masks(decoder: Any, mask: Tensor, positions: Tensor, done: int) -> Tensor | dict[str, Tensor]:
+    """What the decoder takes as its mask, for the queries from `done` on.
+
+    A mask of four dimensions goes through transformers as it is, so a sliding window must be in it; models of
+    two kinds of layers take one a kind.
+    """
+    config, whole = decoder.config, mask[:, :, done:]
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not window or (kinds is not None and "sliding_attention" not in kinds):
+        return whole
+    distance = positions[done:, None] - positions[None]
+    near = whole.masked_fill(distance >= window, float("-inf"))
+    return near if kinds is None else {"full_attention": whole, "sliding_attention": near}
+
+
 def _in_dtype(decoder: Any, dtype: str) -> Any:
     """The decoder in `dtype`, with fresh rotary frequencies: those must not be rounded to bf16."""
     for parameter in decoder.parameters():
         parameter.data = parameter.data.to(DTYPES[dtype])
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=decoder.config)
+    if hasattr(decoder, "rotary_emb"):
+        decoder.rotary_emb = type(decoder.rotary_emb)(config=decoder.config)
     return decoder.eval()

@@ -15,13 +15,19 @@ from aegis_edge.scoring import LogitArray
 _CHUNK = 4096  # rows in fp32 at a time: 9 MB at a hidden size of 576
 
 
+def softcapped(logits: LogitArray, cap: float) -> LogitArray:
+    """cap tanh(logits / cap), as Gemma 2 ends its LM head; cap 0: the logits as they are."""
+    return logits if cap == 0 else (np.tanh(logits / np.float32(cap)) * np.float32(cap)).astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """rows bf16 as uint16 [V, H]; unembed float32 [H, H] is applied to hidden states first, None: the
-    identity."""
+    identity; softcap: of the logits, 0: none."""
 
     rows: np.ndarray
     unembed: np.ndarray | None
+    softcap: float = 0.0
 
     def row(self, token: int) -> np.ndarray:
         """The row that gives a token's logit from a hidden state, float32 [H]."""
@@ -34,7 +40,7 @@ class Vocabulary:
         total = np.full(len(hidden), -np.inf, np.float32)
         for start in range(0, len(self.rows), _CHUNK):
             rows = (self.rows[start : start + _CHUNK].astype(np.uint32) << 16).view(np.float32)
-            logits = hidden @ rows.T
+            logits = softcapped(hidden @ rows.T, self.softcap)
             top = logits.max(axis=1)
             part = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
             total = np.logaddexp(total, part)

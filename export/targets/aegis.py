@@ -44,7 +44,10 @@ def write(build: Build, folder: Path) -> None:
 
 
 def _manifest(build: Build) -> dict[str, Any]:
-    head = build.parent.head
+    head, features = build.parent.head, build.trunk.features
+    model: dict[str, Any] = {"architecture": "llama", **asdict(build.trunk.dims)}
+    if features.names():
+        model |= {"architecture": "decoder", "features": features.to_json()}
     return {
         "format_version": FORMAT_VERSION,
         "family": {
@@ -54,7 +57,7 @@ def _manifest(build: Build) -> dict[str, Any]:
         },
         "policy": build.policy.to_dict(),
         "policy_kv": None,
-        "model": {"architecture": "llama", **asdict(build.trunk.dims)},
+        "model": model,
         "quantization": {
             "scheme": build.scheme,
             "group": GROUP if build.scheme == "w4a8" else 0,

@@ -126,12 +126,18 @@ struct PyModel {
 
   // layer -1: the norm before the head.
   void set_norm(int layer, const std::string& name, In<float, 1> weight) {
-    expect(name + " weights", weight.shape(0), static_cast<size_t>(model.config().hidden));
+    const bool of_heads = name == "q_norm" || name == "k_norm";
+    expect(name + " weights", weight.shape(0),
+           static_cast<size_t>(of_heads ? model.config().head_dim : model.config().hidden));
     if (layer < -1 || layer >= model.config().layers) fail("no layer " + std::to_string(layer));
     std::vector<float>* to = nullptr;
     if (layer == -1 && name == "final_norm") to = &model.final_norm();
     if (layer >= 0 && name == "input_norm") to = &model.layer(layer).input_norm;
     if (layer >= 0 && name == "post_norm") to = &model.layer(layer).post_norm;
+    if (layer >= 0 && name == "q_norm") to = &model.layer(layer).q_norm;
+    if (layer >= 0 && name == "k_norm") to = &model.layer(layer).k_norm;
+    if (layer >= 0 && name == "attention_out_norm") to = &model.layer(layer).attention_out_norm;
+    if (layer >= 0 && name == "mlp_out_norm") to = &model.layer(layer).mlp_out_norm;
     if (to == nullptr) fail("no norm is called " + name);
     to->assign(weight.data(), weight.data() + weight.shape(0));
   }
@@ -281,19 +287,24 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](PyModel* self, int layers, int hidden, int heads, int kv_heads, int head_dim, int intermediate, int vocab,
-             int context, int rows, float norm_eps, int hadamard_block, float rope_scale,
-             In<float, 1> inverse_frequency, int threads) {
+             int context, int rows, float norm_eps, int hadamard_block, std::vector<float> rope_scale,
+             In<float, 1> inverse_frequency, int threads, bool gelu, bool qk_norm, bool out_norms, float softcap,
+             int input_block, std::vector<int> windows, std::vector<int> rope_of) {
             if (threads < 1 || threads > 1024) fail("threads must be 1 to 1024");
             Config c;
             c.layers = layers, c.hidden = hidden, c.heads = heads, c.kv_heads = kv_heads, c.head_dim = head_dim;
             c.intermediate = intermediate, c.vocab = vocab, c.context = context, c.rows = rows;
-            c.norm_eps = norm_eps, c.hadamard_block = hadamard_block, c.rope_scale = rope_scale;
+            c.norm_eps = norm_eps, c.hadamard_block = hadamard_block;
+            c.gelu = gelu, c.qk_norm = qk_norm, c.out_norms = out_norms, c.softcap = softcap;
+            c.input_block = input_block, c.windows = std::move(windows), c.rope_of = std::move(rope_of);
+            c.rope_scale = std::move(rope_scale);
             c.inverse_frequency.assign(inverse_frequency.data(), inverse_frequency.data() + inverse_frequency.shape(0));
             new (self) PyModel(std::move(c), threads);
           },
           nb::kw_only(), "layers"_a, "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "intermediate"_a, "vocab"_a,
           "context"_a, "rows"_a, "norm_eps"_a, "hadamard_block"_a, "rope_scale"_a, exact("inverse_frequency"),
-          "threads"_a)
+          "threads"_a, "gelu"_a = false, "qk_norm"_a = false, "out_norms"_a = false, "softcap"_a = 0.0f,
+          "input_block"_a = 0, "windows"_a = std::vector<int>(), "rope_of"_a = std::vector<int>())
       .def_prop_ro("threads", [](const PyModel& p) { return p.model.threads(); })
       .def_prop_ro("isa", [](const PyModel& p) { return std::string(p.model.kernels().name); })
       .def("set_int8", &PyModel::set_int8, "layer"_a, "name"_a, exact("weight"), exact("scale"))

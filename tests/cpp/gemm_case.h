@@ -23,6 +23,7 @@ std::vector<T> pack(const std::vector<T>& weight, int n, int k, int depth) {
 
 // silu as the scalar set computes it, which every other set promises to match bit for bit.
 inline float scalar_silu(float x) { return Math<Scalar>::silu(Scalar::set1(x)).v[0]; }
+inline float scalar_gelu(float x) { return Math<Scalar>::gelu(Scalar::set1(x)).v[0]; }
 
 // Finishes values f32 [rows, n] as an epilogue would, into out f32 [rows, stride], for the half panels [begin, end).
 inline void finish(const std::vector<float>& values, int rows, int n, const float* bias, Epilogue epilogue, int begin,
@@ -38,13 +39,18 @@ inline void finish(const std::vector<float>& values, int rows, int n, const floa
       if (epilogue == Epilogue::kAdd) row[c] = row[c] + value(r, c);
       if (epilogue == Epilogue::kSiluMul && c % 32 < 16)
         row[c / 32 * 16 + c % 16] = scalar_silu(value(r, c)) * value(r, c + 16);
+      if (epilogue == Epilogue::kGeluMul && c % 32 < 16)
+        row[c / 32 * 16 + c % 16] = scalar_gelu(value(r, c)) * value(r, c + 16);
     }
 }
 
 inline const char* name_of(Epilogue e) {
-  return e == Epilogue::kStore ? "store" : e == Epilogue::kAdd ? "add" : "silu_mul";
+  return e == Epilogue::kStore     ? "store"
+         : e == Epilogue::kAdd     ? "add"
+         : e == Epilogue::kSiluMul ? "silu_mul"
+                                   : "gelu_mul";
 }
 
-inline constexpr Epilogue kEpilogues[] = {Epilogue::kStore, Epilogue::kAdd, Epilogue::kSiluMul};
+inline constexpr Epilogue kEpilogues[] = {Epilogue::kStore, Epilogue::kAdd, Epilogue::kSiluMul, Epilogue::kGeluMul};
 
 }  // namespace aegis::test

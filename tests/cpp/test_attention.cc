@@ -12,6 +12,8 @@ struct AttentionCase {
   std::vector<int> lengths;                      // of the path's nodes, the last one the queries' own
   std::vector<std::vector<float>> keys, values;  // a node each, logical [n, d], bf16 numbers
   std::vector<uint16_t> q;                       // [queries * group, d]
+  float softcap = 0.0f;
+  int window = 0;
 
   AttentionCase(Random& random, int d_, int group_, int queries_, int first_, std::vector<int> lengths_, float spread)
       : d(d_), group(group_), queries(queries_), first(first_), lengths(std::move(lengths_)) {
@@ -27,7 +29,7 @@ struct AttentionCase {
   std::vector<float> run(const Kernels& kernels, float unseen = 0.0f) const {
     std::vector<std::vector<uint16_t>> k, v;
     std::vector<KvPart> parts;
-    int padded = 0;
+    int padded = 0, start = 5;  // positions count from anywhere
     for (size_t p = 0; p < lengths.size(); ++p) {
       const int n = lengths[p];
       k.emplace_back(sz((n + 15) / 16 * 16 * d));
@@ -42,7 +44,8 @@ struct AttentionCase {
         }
       padded += (n + 15) / 16 * 16;
     }
-    for (size_t p = 0; p < lengths.size(); ++p) parts.push_back({k[p].data(), v[p].data(), lengths[p]});
+    for (size_t p = 0; p < lengths.size(); start += lengths[p++])
+      parts.push_back({k[p].data(), v[p].data(), lengths[p], start});
     const size_t stride = sz(group * d + 3);
     std::vector<float> scores(sz(queries * group * padded)), out(stride * sz(queries), 77.0f), packed;
     std::vector<uint16_t> probs(scores.size());
@@ -50,6 +53,7 @@ struct AttentionCase {
     t.q = q.data(), t.parts = parts.data(), t.part_count = static_cast<int>(parts.size());
     t.queries = queries, t.group = group, t.d = d, t.first = first;
     t.scores = scores.data(), t.probs = probs.data(), t.out = out.data(), t.out_stride = stride;
+    t.softcap = softcap, t.window = window;
     kernels.attend(t);
     for (int i = 0; i < queries; ++i)
       for (size_t j = 0; j < stride; ++j) {
@@ -67,19 +71,25 @@ struct AttentionCase {
   void compare(const std::vector<float>& got) const {
     for (int row = 0; row < queries * group; ++row) {
       const int last = first + row / group;
+      int before = 0;  // keys of the path up to the query, itself included
+      for (size_t p = 0; p + 1 < lengths.size(); ++p) before += lengths[p];
+      const int low = window == 0 ? 0 : before + last + 1 - window;
+      int number = 0;
       std::vector<double> score;
       double largest = -1e300, slack = 0.0;
       for (size_t p = 0; p < lengths.size(); ++p)
         for (int i = 0; i < lengths[p]; ++i) {
           if (p + 1 == lengths.size() && i > last) break;
+          const bool near = number++ >= low;
           double s = 0.0, magnitude = 0.0;
           for (int j = 0; j < d; ++j) {
             const double x = double{from_bf16(q[sz(row * d + j)])} * keys[p][sz(i * d + j)];
             s += x;
             magnitude += std::fabs(x);
           }
-          score.push_back(s);
-          largest = std::max(largest, s);
+          if (softcap > 0.0f) s = double{softcap} * std::tanh(s / double{softcap});
+          score.push_back(near ? s : -1e300);
+          largest = std::max(largest, score.back());
           slack = std::max(slack, (d + 2) * 0x1p-23 * magnitude);
         }
       double sum = 0.0;
@@ -127,6 +137,44 @@ TEST(random_paths) {
 TEST(causal_limits) {
   Random random(32);
   for (int first = 0; first < 34; ++first) check_case(AttentionCase(random, 32, 2, 1, first, {5, 34}, 1.0f));
+}
+
+// The window's edge moves through blocks of 16, through nodes, and past the path's beginning.
+TEST(windows) {
+  Random random(37);
+  for (int window : {1, 2, 15, 16, 17, 30, 33, 50, 64, 65, 90, 1000}) {
+    AttentionCase c(random, 32, 2, 7, 3, {21, 16, 1, 30}, 1.0f);
+    c.window = window;
+    check_case(c);
+    AttentionCase far = c;  // the inverse: a key beyond the window counts without it
+    far.keys[0][0] += 2.0f;
+    for_each_isa([&](const Kernels& k) {
+      about("%s window=%d", k.name, window);
+      CHECK(same_bits(c.run(k), far.run(k)) == (window < 42));  // the first query stands 41 keys behind
+    });
+  }
+}
+
+TEST(soft_caps) {
+  Random random(38);
+  for (float cap : {1.0f, 30.0f, 50.0f})
+    for (int window : {0, 20}) {
+      AttentionCase c(random, 64, 3, 4, 9, {17, 33}, 10.0f);
+      c.softcap = cap, c.window = window;
+      check_case(c);
+      AttentionCase uncapped = c;
+      uncapped.softcap = 0.0f;
+      for_each_isa([&](const Kernels& k) { CHECK(!same_bits(c.run(k), uncapped.run(k))); });
+    }
+}
+
+// A score that is no number stays one: it may not become the cap.
+TEST(a_soft_cap_keeps_nan) {
+  Random random(39);
+  AttentionCase c(random, 32, 1, 1, 3, {9}, 1.0f);
+  c.softcap = 10.0f;
+  c.keys[0][5] = NAN;
+  for_each_isa([&](const Kernels& k) { CHECK(std::isnan(c.run(k)[0])); });
 }
 
 TEST(long_contexts) {

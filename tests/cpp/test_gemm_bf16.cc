@@ -54,7 +54,7 @@ std::vector<float> multiply(const Kernels& kernels, const Bf16Case& c, Epilogue 
   const auto b = pack(c.weight, c.n, c.k, 2);
   Gemm g{};
   g.a = c.a.data(), g.b = b.data(), g.bias = bias;
-  g.out = out.data(), g.out_stride = sz(epilogue == Epilogue::kSiluMul ? c.n / 2 : c.n);
+  g.out = out.data(), g.out_stride = sz(is_gated(epilogue) ? c.n / 2 : c.n);
   g.rows = c.rows, g.k = c.k, g.columns = c.n, g.begin = begin, g.end = end, g.epilogue = epilogue;
   kernels.gemm_bf16(g);
   return out;
@@ -70,8 +70,8 @@ void check_case(const Bf16Case& c) {
     c.compare(product);
     // The epilogues, given the set's own products, are exact again.
     for (Epilogue e : kEpilogues) {
-      if (e == Epilogue::kSiluMul && c.n % 32 != 0) continue;
-      const size_t width = sz(e == Epilogue::kSiluMul ? c.n / 2 : c.n);
+      if (is_gated(e) && c.n % 32 != 0) continue;
+      const size_t width = sz(is_gated(e) ? c.n / 2 : c.n);
       const std::vector<float> start(width * sz(c.rows), 0.75f);
       std::vector<float> wanted = start;
       const int begin = halves > 2 ? 1 : 0;

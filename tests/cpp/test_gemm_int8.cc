@@ -63,7 +63,7 @@ struct Run {
 void check(const Kernels& kernels, const Int8Case& c, const std::vector<float>& values, const Run& run) {
   about("%s rows=%d n=%d k=%d %s bias=%d halves=%d..%d", kernels.name, c.rows, c.n, c.k, name_of(run.epilogue),
         run.bias, run.begin, run.end);
-  const size_t width = sz(run.epilogue == Epilogue::kSiluMul ? c.n / 2 : c.n), stride = width + sz(run.spare);
+  const size_t width = sz(is_gated(run.epilogue) ? c.n / 2 : c.n), stride = width + sz(run.spare);
   std::vector<float> wanted(stride * sz(c.rows + 1));
   Random random(7);
   for (float& x : wanted) x = random.uniform(-3.0f, 3.0f);
@@ -84,7 +84,7 @@ void check(const Kernels& kernels, const Int8Case& c, const std::vector<float>& 
   CHECK(same_bits(got, wanted));
 }
 
-bool fits(Epilogue e, int n) { return e != Epilogue::kSiluMul || n % 32 == 0; }
+bool fits(Epilogue e, int n) { return !is_gated(e) || n % 32 == 0; }
 
 }  // namespace
 
@@ -250,7 +250,7 @@ TEST(linear_layers) {
             const Inputs two{a.data(), c.a_scale.data(), rows, a.data(), c.a_scale.data(), digits.rows, low_of.data()};
             for (Epilogue e : kEpilogues)
               for (const Inputs* in : {&one, &two}) {
-                const size_t width = sz(e == Epilogue::kSiluMul ? n / 2 : n);
+                const size_t width = sz(is_gated(e) ? n / 2 : n);
                 std::vector<float> wanted(width * sz(rows), 1.5f), got = wanted;
                 finish(in == &two ? with_low : ordered, rows, n, bias.data(), e, 0, linear.half_panels(), width,
                        wanted);

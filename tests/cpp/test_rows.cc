@@ -77,6 +77,9 @@ TEST(norm) {
         // A sum of n squares in 16 lanes, a root, a quotient and two products: some (n / 16 + 8) / 2 roundings.
         for (size_t i = 0; i < wanted.size(); ++i)
           CHECK(std::fabs(out[i] - wanted[i]) <= (n / 32 + 6) * 0x1p-24 * std::fabs(wanted[i]) + 1e-38);
+        std::vector<float> sum(sz(n), 0.75f);
+        k.norm_add(x.data(), weight, n, 1e-5f, sum.data());
+        for (size_t i = 0; i < wanted.size(); ++i) CHECK(same_bits(sum[i], 0.75f + out[i]));
         std::vector<uint16_t> rounded(sz(n));
         k.norm_bf16(x.data(), weight, n, 1e-5f, rounded.data());
         for (size_t i = 0; i < wanted.size(); ++i) CHECK(rounded[i] == to_bf16(out[i]));
@@ -237,7 +240,7 @@ TEST(hadamard) {
 
 TEST(rope) {
   Random random(25);
-  for (int d : {16, 32, 64, 96, 128, 256}) {
+  for (int d : {16, 32, 48, 64, 80, 96, 128, 256}) {
     const auto x = random_floats(random, sz(d), 5.0f);
     std::vector<float> cos, sin;
     for (int i = 0; i < d / 2; ++i) {
@@ -331,9 +334,9 @@ TEST(exp_and_silu) {
   for (int c = 0; c < n; ++c) bias[sz(c)] = c % 32 < 16 ? x[sz(c / 32 * 16 + c % 16)] : 1.0f;
   for_each_isa([&](const Kernels& k) {
     std::vector<float> out(x.size());
-    const Gemm g{a.data(),      scale.data(),       b.data(), scale.data(), init.data(), bias.data(),
-                 out.data(),    x.size(),           1,        16,           n,           0,
-                 (n + 31) / 32, Epilogue::kSiluMul, nullptr,  nullptr,      nullptr};
+    Gemm g{a.data(),      scale.data(),       b.data(), scale.data(), init.data(), bias.data(),
+           out.data(),    x.size(),           1,        16,           n,           0,
+           (n + 31) / 32, Epilogue::kSiluMul, nullptr,  nullptr,      nullptr};
     k.gemm_int8(g);
     for (size_t i = 0; i < x.size(); ++i) {
       about("%s silu(%g)", k.name, double{x[i]});
@@ -345,6 +348,18 @@ TEST(exp_and_silu) {
       else
         CHECK(std::fabs(out[i]) <= 1e-8f * std::fabs(x[i]));
       if (!std::isnan(x[i])) CHECK(same_bits(out[i], scalar_silu(x[i])));
+    }
+    g.epilogue = Epilogue::kGeluMul;
+    k.gemm_int8(g);
+    for (size_t i = 0; i < x.size(); ++i) {
+      about("%s gelu(%g)", k.name, double{x[i]});
+      const double v = x[i], u = 0.7978845608028654 * (v + 0.044715 * v * v * v);
+      if (std::isnan(x[i]))
+        CHECK(std::isnan(out[i]));
+      else if (std::fabs(v) < 1e6)  // beyond, the cube is no float
+        CHECK(std::fabs(out[i] - v / (1.0 + std::exp(-2.0 * u))) <=
+              5e-6 * std::fabs(v / (1.0 + std::exp(-2.0 * u))) + 1e-30);
+      if (!std::isnan(x[i])) CHECK(same_bits(out[i], scalar_gelu(x[i])));
     }
   });
 }

@@ -60,6 +60,7 @@ struct TinyLinear {
 struct TinyLayer {
   TinyLinear qkv, o, gate_up, down;
   std::vector<float> input_norm, post_norm;
+  std::vector<float> q_norm, k_norm, attention_out_norm, mlp_out_norm;  // where the config has them
 };
 
 inline Config tiny_config() {
@@ -88,14 +89,25 @@ class TinyModel {
       TinyLinear o(random, scheme, c.hidden, c.q_size(), false);
       TinyLinear gate_up(random, scheme, 2 * c.intermediate, c.hidden, false, RowOrder::kGateUp);
       TinyLinear down(random, scheme, c.hidden, c.intermediate, i % 2 == 0);
-      layers_.push_back({std::move(qkv), std::move(o), std::move(gate_up), std::move(down), norm(), norm()});
+      layers_.push_back(
+          {std::move(qkv), std::move(o), std::move(gate_up), std::move(down), norm(), norm(), {}, {}, {}, {}});
     }
     final_norm_ = norm();
+    const auto of = [&](bool has, int width) {
+      auto w = random_floats(random, has ? sz(width) : 0, 0.5f);
+      for (float& x : w) x += 1.0f;
+      return w;
+    };
+    for (TinyLayer& l : layers_) {
+      l.q_norm = of(c.qk_norm, c.head_dim), l.k_norm = of(c.qk_norm, c.head_dim);
+      l.attention_out_norm = of(c.out_norms, c.hidden), l.mlp_out_norm = of(c.out_norms, c.hidden);
+    }
     head_ = random_floats(random, sz(c.rows) * sz(c.hidden), 0.2f);
     head_bias_ = random_floats(random, sz(c.rows), 0.5f);
   }
 
   const Config& config() const { return config_; }
+  void reconfigure(Config config) { config_ = std::move(config); }  // with the same weights
   const std::vector<TinyLayer>& layers() const { return layers_; }
   const std::vector<float>& final_norm() const { return final_norm_; }
   const std::vector<float>& head() const { return head_; }
@@ -116,6 +128,10 @@ class TinyModel {
       l.down.pack(model->linear(i, "down"), 0, l.down.n, offset);
       model->layer(i).input_norm = l.input_norm;
       model->layer(i).post_norm = l.post_norm;
+      model->layer(i).q_norm = l.q_norm;
+      model->layer(i).k_norm = l.k_norm;
+      model->layer(i).attention_out_norm = l.attention_out_norm;
+      model->layer(i).mlp_out_norm = l.mlp_out_norm;
     }
     model->final_norm() = final_norm_;
     model->set_embedding(embedding_.data());

@@ -21,7 +21,12 @@ enum class Epilogue {
   kStore,    // out[m, n] = value
   kAdd,      // out[m, n] += value (residual)
   kSiluMul,  // columns alternate 16 of gate, 16 of up: out[m, n / 2] = silu(gate) * up
+  kGeluMul,  // the same with GELU by its tanh formula
 };
+inline constexpr bool is_gated(Epilogue e) { return e == Epilogue::kSiluMul || e == Epilogue::kGeluMul; }
+
+// Largest head_dim: rotary of one that is no multiple of 32 goes through a buffer of this size.
+inline constexpr int kMaxHead = 512;
 
 // out = epilogue(A * B^T), for the half panels [begin, end) of B (32 columns each).
 //   int8: A uint8 [rows, K] with the set's activation offset, a_scale f32 [rows];
@@ -54,12 +59,15 @@ struct KvPart {
   const uint16_t* k;
   const uint16_t* v;
   int n;
+  int start = 0;  // position of the first key
 };
 
 // Attention of `queries` consecutive tokens of one node, `group` query heads sharing one KV head.
 //   q bf16 [queries * group, d], already scaled by 1 / sqrt(d); parts: ancestors from the root, then the node itself,
 //   of which query i sees the keys up to first + i. out f32: row (i, g) at out + i * out_stride + g * d.
 //   scores f32 and probs bf16: scratch of queries * group * padded keys each.
+//   softcap: scores become softcap * tanh(score / softcap); window: a query sees so many positions back, itself
+//   included; 0: neither.
 struct Attention {
   const uint16_t* q;
   const KvPart* parts;
@@ -69,6 +77,8 @@ struct Attention {
   uint16_t* probs;
   float* out;
   size_t out_stride;
+  float softcap = 0.0f;
+  int window = 0;
 };
 
 struct Kernels {
@@ -77,6 +87,8 @@ struct Kernels {
 
   // RMSNorm (arXiv 1910.07467) of x f32 [n]: x / sqrt(mean(x^2) + eps) * weight (null = ones).
   void (*norm)(const float* x, const float* weight, int n, float eps, float* out);
+  // x += norm(y)
+  void (*norm_add)(const float* y, const float* weight, int n, float eps, float* x);
   void (*norm_bf16)(const float* x, const float* weight, int n, float eps, uint16_t* out);
   void (*norm_int8)(const float* x, const float* weight, int n, float eps, uint8_t* out, float* scale, uint8_t* low);
   // Symmetric int8 of x f32 [n]: scale = max|x| / 127; a NaN or Inf in x makes the scale NaN. low, if not null: the

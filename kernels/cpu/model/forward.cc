@@ -58,6 +58,7 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   w_.q_heads.reserve(sz(tokens) * sz(c_.q_size()));
   w_.kv.reserve(sz(tokens) * sz(2 * c_.kv_size()));
   w_.attention.reserve(sz(tokens) * sz(c_.q_size()));
+  if (c_.out_norms) w_.branch.reserve(sz(tokens) * sz(c_.hidden));
   w_.mlp.reserve(sz(tokens) * sz(c_.intermediate));
   w_.a.reserve(sz(tokens) * sz(input) * 2);
   w_.a_slots.reserve(sz(slots) * sz(input) * 2);
@@ -84,14 +85,16 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   if (positions > w_.positions) {  // rotary tables, grown in steps: cos and sin of position * frequency
     const int rows = (positions + 511) / 512 * 512, half = c_.head_dim / 2;
     w_.positions = 0;
-    w_.cos.reserve(sz(rows) * sz(half));
-    w_.sin.reserve(sz(rows) * sz(half));
-    for (int p = 0; p < rows; ++p)
-      for (int i = 0; i < half; ++i) {
-        const float angle = static_cast<float>(p) * c_.inverse_frequency[sz(i)];
-        w_.cos.data()[sz(p) * sz(half) + sz(i)] = std::cos(angle) * c_.rope_scale;
-        w_.sin.data()[sz(p) * sz(half) + sz(i)] = std::sin(angle) * c_.rope_scale;
-      }
+    const size_t tables = c_.rope_scale.size(), size = sz(rows) * sz(half);
+    w_.cos.reserve(tables * size);
+    w_.sin.reserve(tables * size);
+    for (size_t t = 0; t < tables; ++t)
+      for (int p = 0; p < rows; ++p)
+        for (int i = 0; i < half; ++i) {
+          const float angle = static_cast<float>(p) * c_.inverse_frequency[t * sz(half) + sz(i)];
+          w_.cos.data()[t * size + sz(p) * sz(half) + sz(i)] = std::cos(angle) * c_.rope_scale[t];
+          w_.sin.data()[t * size + sz(p) * sz(half) + sz(i)] = std::sin(angle) * c_.rope_scale[t];
+        }
     w_.positions = rows;
   }
 }
@@ -99,6 +102,11 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
 int Forward::position(int token) const {
   const int s = w_.segment_of[sz(token)];
   return tree_.node(first_node_ + s).start + token - batch_.offsets[s];
+}
+
+// Where the cos and sin of a position begin.
+size_t Forward::rotary(int layer, int position) const {
+  return (sz(c_.rope(layer)) * sz(w_.positions) + sz(position)) * sz(c_.head_dim / 2);
 }
 
 void Forward::split(int count, int member, int& begin, int& end) const {
@@ -137,18 +145,18 @@ void Forward::layer(int member, int index) {
   const Rows& rows = last ? some : all;
   const auto barrier = [&] { m_.pool_.barrier(); };
 
-  prepare(member, all, l.q, all.x, c_.hidden, &l.input_norm, 0);
+  prepare(member, all, l.q, all.x, c_.hidden, &l.input_norm, c_.input_block);
   if (last) {
     int begin, end;
     split(slots, member, begin, end);
     for (int s = begin; s < end; ++s)
       std::memcpy(some.x + sz(s) * sz(c_.hidden), all.x + sz(batch_.slots[s]) * sz(c_.hidden), sz(c_.hidden) * 4);
-    prepare(member, some, l.q, some.x, c_.hidden, &l.input_norm, 0);
+    prepare(member, some, l.q, some.x, c_.hidden, &l.input_norm, c_.input_block);
   }
   barrier();
   project_qkv(member, l, rows, all);
   barrier();
-  rotate_q(member, rows);
+  rotate_q(member, index, rows);
   store_kv(member, index);
   if (member == 0) next_task_[(index + 1) % 2].store(0, std::memory_order_relaxed);
   barrier();
@@ -157,20 +165,36 @@ void Forward::layer(int member, int index) {
   barrier();
   prepare(member, rows, l.o, w_.attention.data(), c_.q_size(), nullptr, 0);
   barrier();
-  gemm(member, l.o, rows, rows.x, Epilogue::kAdd, &l.gate_up);
+  // A norm of the branch's own needs all of a row before it is added.
+  float* branch = c_.out_norms ? w_.branch.data() : rows.x;
+  const Epilogue add = c_.out_norms ? Epilogue::kStore : Epilogue::kAdd;
+  gemm(member, l.o, rows, branch, add, &l.gate_up);
   barrier();
-  prepare(member, rows, l.gate_up, rows.x, c_.hidden, &l.post_norm, 0);
+  if (c_.out_norms) add_normed(member, rows, l.attention_out_norm);  // the rows that this member prepares
+  prepare(member, rows, l.gate_up, rows.x, c_.hidden, &l.post_norm, c_.input_block);
   barrier();
-  gemm(member, l.gate_up, rows, w_.mlp.data(), Epilogue::kSiluMul, &l.down);
+  gemm(member, l.gate_up, rows, w_.mlp.data(), c_.gelu ? Epilogue::kGeluMul : Epilogue::kSiluMul, &l.down);
   barrier();
   prepare(member, rows, l.down, w_.mlp.data(), c_.intermediate, nullptr, c_.hadamard_block);
   barrier();
-  gemm(member, l.down, rows, rows.x, Epilogue::kAdd, following == nullptr ? nullptr : &following->q);
+  gemm(member, l.down, rows, branch, add, following == nullptr ? nullptr : &following->q);
   barrier();
+  if (c_.out_norms) {
+    add_normed(member, rows, l.mlp_out_norm);
+    barrier();  // the last layer copies slots, which may be another member's rows
+  }
+}
+
+void Forward::add_normed(int member, const Rows& rows, const std::vector<float>& norm) {
+  int begin, end;
+  split(rows.count, member, begin, end);
+  for (int r = begin; r < end; ++r)
+    k_.norm_add(w_.branch.data() + sz(r) * sz(c_.hidden), norm.data(), c_.hidden, c_.norm_eps,
+                rows.x + sz(r) * sz(c_.hidden));
 }
 
 // Rows of fp32 -> what `linear` multiplies: int8 and a scale a row, or bf16. norm: RMSNorm first (empty: weights of
-// one).
+// one); hadamard: then a transform in blocks.
 void Forward::prepare(int member, const Rows& rows, const Linear& linear, const float* x, int width,
                       const std::vector<float>* norm, int hadamard) {
   int begin, end;
@@ -179,14 +203,18 @@ void Forward::prepare(int member, const Rows& rows, const Linear& linear, const 
   float* scratch = w_.threads[sz(member)].row.data();
   for (int r = begin; r < end; ++r) {
     const float* row = x + sz(r) * sz(width);
+    if (norm != nullptr && hadamard != 0) {
+      k_.norm(row, weight, width, c_.norm_eps, scratch);
+      row = scratch;  // the transform works in place
+    }
     if (linear.int8_input()) {
       auto* out = reinterpret_cast<uint8_t*>(rows.a) + sz(r) * sz(width);
       const int fine = rows.low_of[sz(r)];
       auto* low = fine < 0 ? nullptr : reinterpret_cast<uint8_t*>(rows.low) + sz(fine) * sz(width);
-      if (norm != nullptr)
-        k_.norm_int8(row, weight, width, c_.norm_eps, out, rows.a_scale + r, low);
-      else if (hadamard != 0)
+      if (hadamard != 0)
         k_.hadamard_int8(row, width, hadamard, scratch, out, rows.a_scale + r, low);
+      else if (norm != nullptr)
+        k_.norm_int8(row, weight, width, c_.norm_eps, out, rows.a_scale + r, low);
       else
         k_.quantise(row, width, out, rows.a_scale + r, low);
       if (fine >= 0) rows.low_scale[fine] = rows.a_scale[r] / kLowSteps;
@@ -196,7 +224,7 @@ void Forward::prepare(int member, const Rows& rows, const Linear& linear, const 
         row = scratch;
       }
       auto* out = reinterpret_cast<uint16_t*>(rows.a) + sz(r) * sz(width);
-      if (norm != nullptr)
+      if (norm != nullptr && hadamard == 0)
         k_.norm_bf16(row, weight, width, c_.norm_eps, out);
       else
         k_.to_bf16(row, width, out);
@@ -216,7 +244,7 @@ void Forward::gemm(int member, const Linear& linear, const Rows& rows, float* ou
                    const Linear* next) {
   int begin, end;
   split(linear.half_panels(), member, begin, end);
-  const int width = epilogue == Epilogue::kSiluMul ? linear.n() / 2 : linear.n();
+  const int width = is_gated(epilogue) ? linear.n() / 2 : linear.n();
   linear.run(k_, inputs(rows), out, sz(width), epilogue, begin, end, share_of(next, member),
              w_.threads[sz(member)].panel.data(), w_.low_out.data());
 }
@@ -240,19 +268,25 @@ void Forward::project_qkv(int member, const Layer& l, const Rows& q_rows, const 
 }
 
 // q f32 [row, head, d] -> bf16 [kv head, row, head of the group, d], rotated and scaled by 1 / sqrt(d).
-void Forward::rotate_q(int member, const Rows& rows) {
+void Forward::rotate_q(int member, int index, const Rows& rows) {
   int begin, end;
   split(rows.count, member, begin, end);
-  const int d = c_.head_dim, half = d / 2;
+  const int d = c_.head_dim;
+  const float* norm = c_.qk_norm ? m_.layers_[sz(index)].q_norm.data() : nullptr;
+  float* normed = w_.threads[sz(member)].row.data();
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   for (int r = begin; r < end; ++r) {
     const int p = position(rows.blocks == &w_.blocks ? r : batch_.slots[r]);
-    const float *cos = w_.cos.data() + sz(p) * sz(half), *sin = w_.sin.data() + sz(p) * sz(half);
+    const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
     for (int h = 0; h < c_.heads; ++h) {
       const int kv_head = h / c_.group(), g = h % c_.group();
       const size_t row = (sz(kv_head) * sz(rows.count) + sz(r)) * sz(c_.group()) + sz(g);
-      k_.rope(w_.q.data() + (sz(r) * sz(c_.heads) + sz(h)) * sz(d), d, cos, sin, scale,
-              w_.q_heads.data() + row * sz(d));
+      const float* q = w_.q.data() + (sz(r) * sz(c_.heads) + sz(h)) * sz(d);
+      if (norm != nullptr) {
+        k_.norm(q, norm, d, c_.norm_eps, normed);
+        q = normed;
+      }
+      k_.rope(q, d, cos, sin, scale, w_.q_heads.data() + row * sz(d));
     }
   }
 }
@@ -261,21 +295,24 @@ void Forward::rotate_q(int member, const Rows& rows) {
 // node zeroes the padding behind it: its weights are 0, and 0 times garbage must be 0.
 void Forward::store_kv(int member, int index) {
   const int d = c_.head_dim, half = d / 2, width = 2 * c_.kv_size();
+  const float* norm = c_.qk_norm ? m_.layers_[sz(index)].k_norm.data() : nullptr;
   auto* rotated = reinterpret_cast<uint16_t*>(w_.threads[sz(member)].row.data());
+  float* normed = w_.threads[sz(member)].row.data() + d;  // behind what is rotated
   int begin, end;
   split(batch_.tokens(), member, begin, end);
   for (int t = begin; t < end; ++t) {
     const int s = w_.segment_of[sz(t)];
     const Node& node = tree_.node(first_node_ + s);
     const int i = t - batch_.offsets[s], p = node.start + i;
-    const float *cos = w_.cos.data() + sz(p) * sz(half), *sin = w_.sin.data() + sz(p) * sz(half);
+    const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
     for (int h = 0; h < c_.kv_heads; ++h) {
       const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
       const float* k = w_.kv.data() + sz(t) * sz(width) + sz(h) * sz(d);
       // The node's memory is this pass's own until it returns.
       uint16_t* keys =
           const_cast<uint16_t*>(node.k) + plane * key_size(node.n, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
-      k_.rope(k, d, cos, sin, 1.0f, rotated);
+      if (norm != nullptr) k_.norm(k, norm, d, c_.norm_eps, normed);
+      k_.rope(norm != nullptr ? normed : k, d, cos, sin, 1.0f, rotated);
       for (int j = 0; j < half; ++j) std::memcpy(keys + sz(j) * 32, rotated + 2 * j, 4);
       uint16_t* values =
           const_cast<uint16_t*>(node.v) + plane * value_size(node.n, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
@@ -307,7 +344,8 @@ void Forward::attend(int member, int index, const Rows& rows) {
     for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) {
       const Node& node = tree_.node(i);
       if (node.n == 0) continue;  // an empty root
-      parts[--place] = {node.k + plane * key_size(node.n, d), node.v + plane * value_size(node.n, d), node.n};
+      parts[--place] = {node.k + plane * key_size(node.n, d), node.v + plane * value_size(node.n, d), node.n,
+                        node.start};
     }
     Attention t;
     t.q = w_.q_heads.data() + (sz(h) * sz(rows.count) + sz(block.row)) * sz(group) * sz(d);
@@ -321,6 +359,8 @@ void Forward::attend(int member, int index, const Rows& rows) {
     t.probs = scratch.probs.data();
     t.out = w_.attention.data() + sz(block.row) * sz(c_.q_size()) + sz(h) * sz(group) * sz(d);
     t.out_stride = sz(c_.q_size());
+    t.softcap = c_.softcap;
+    t.window = c_.window(index);
     k_.attend(t);
   }
 }

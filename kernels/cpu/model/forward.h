@@ -18,8 +18,8 @@ struct QueryBlock {
 
 // Scratch of a model, kept between passes.
 struct Model::Workspace {
-  Buffer<float> x, x_slots, q, kv, attention, mlp, a_scale, a_scale_slots, low_scale, low_scale_slots, low_out, cos,
-      sin;
+  Buffer<float> x, x_slots, q, kv, attention, branch, mlp, a_scale, a_scale_slots, low_scale, low_scale_slots, low_out,
+      cos, sin;
   Buffer<std::byte> a, a_slots, low, low_slots;
   Buffer<uint16_t> q_heads;
   struct PerThread {
@@ -34,7 +34,7 @@ struct Model::Workspace {
   std::vector<int32_t> low_of, slot_low_of;  // of each token and slot: its row of second digits, or -1
   std::vector<int64_t> ends;                 // of each segment: its depth past its last token
   std::vector<int32_t> part_offsets, part_slots;  // of the part of a batch that is computed
-  int positions = 0;                         // rows of cos and sin that are filled
+  int positions = 0;                         // rows of each table of cos and sin that are filled
 };
 
 class Forward {
@@ -64,12 +64,14 @@ class Forward {
   Inputs inputs(const Rows& rows) const;
   void gemm(int member, const Linear& linear, const Rows& rows, float* out, Epilogue epilogue, const Linear* next);
   void project_qkv(int member, const Layer& layer, const Rows& q_rows, const Rows& kv_rows);
-  void rotate_q(int member, const Rows& rows);
+  void rotate_q(int member, int index, const Rows& rows);
   void store_kv(int member, int index);
+  void add_normed(int member, const Rows& rows, const std::vector<float>& norm);
   void attend(int member, int index, const Rows& rows);
   void head(int member);
 
   int position(int token) const;
+  size_t rotary(int layer, int position) const;
   void split(int count, int member, int& begin, int& end) const;
 
   Model& m_;

@@ -158,7 +158,7 @@ void Linear::run(const Kernels& kernels, const Inputs& in, float* out, size_t ou
     digits.b_init = g.b_init = init + panel * kPanel;
     digits.out = low == nullptr ? nullptr : low + panel * kPanel;
     g.bias = bias_ ? as<float>(bias_) + panel * kPanel : nullptr;
-    g.out = out + (epilogue == Epilogue::kSiluMul ? panel * kPanel / 2 : panel * kPanel);
+    g.out = out + (is_gated(epilogue) ? panel * kPanel / 2 : panel * kPanel);
     g.columns = n_ - panel * kPanel;
     g.next = stop < end ? this->panel(panel + 1) : next;
     kernels.gemm_int8(g);

@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <stdexcept>
+#include <tuple>
 
 #include "model/forward.h"
 #include "runtime/dispatch.h"
@@ -25,18 +26,27 @@ void Config::check() const {
   require(within(hidden, 16, 1 << 16) && hidden % 16 == 0, "hidden must be a multiple of 16, up to 65536");
   require(within(intermediate, 16, 1 << 18) && intermediate % 16 == 0,
           "intermediate must be a multiple of 16, up to 262144");
-  require(within(head_dim, 16, 512) && (head_dim == 16 || head_dim % 32 == 0),
-          "head_dim must be 16 or a multiple of 32, up to 512");
+  require(within(head_dim, 16, kMaxHead) && head_dim % 16 == 0, "head_dim must be a multiple of 16, up to 512");
   require(within(heads, 1, 1024) && within(kv_heads, 1, heads) && heads % kv_heads == 0, "kv_heads must divide heads");
   require(within(vocab, 1, 1 << 24), "vocab must be 1 to 16777216");
   require(within(context, 1, 1 << 20), "context must be 1 to 1048576");
   require(within(rows, 1, 4096), "rows must be 1 to 4096");
   require(norm_eps > 0.0f && norm_eps < 1.0f, "norm_eps must be between 0 and 1");
-  require(hadamard_block == 0 || (hadamard_block >= 16 && (hadamard_block & (hadamard_block - 1)) == 0 &&
-                                  intermediate % hadamard_block == 0),
+  const auto divides = [](int block, int width) {
+    return block == 0 || (block >= 16 && (block & (block - 1)) == 0 && width % block == 0);
+  };
+  require(divides(hadamard_block, intermediate),
           "hadamard_block must be 0 or a power of two >= 16 that divides intermediate");
-  require(inverse_frequency.size() == static_cast<size_t>(head_dim / 2),
-          "inverse_frequency must have head_dim / 2 values");
+  require(divides(input_block, hidden), "input_block must be 0 or a power of two >= 16 that divides hidden");
+  const size_t tables = rope_scale.size();
+  require(tables >= 1 && tables <= 16, "rope_scale must have 1 to 16 values");
+  require(inverse_frequency.size() == tables * static_cast<size_t>(head_dim / 2),
+          "inverse_frequency must have head_dim / 2 values a table");
+  require(softcap >= 0.0f && softcap <= 1e6f, "softcap must be 0 to 1000000");
+  require(windows.empty() || windows.size() == static_cast<size_t>(layers), "windows must have a value a layer");
+  for (int window : windows) require(within(window, 0, 1 << 20), "a window must be 0 to 1048576");
+  require(rope_of.empty() || rope_of.size() == static_cast<size_t>(layers), "rope_of must have a value a layer");
+  for (int table : rope_of) require(within(table, 0, static_cast<int>(tables) - 1), "rope_of names no rotary table");
 }
 
 Model::Model(Config config, int threads)
@@ -70,6 +80,13 @@ void Model::check_complete() const {
          {std::pair{&l.q, "q"}, {&l.kv, "kv"}, {&l.o, "o"}, {&l.gate_up, "gate_up"}, {&l.down, "down"}})
       if (linear->scheme() == Scheme::kNone)
         throw std::invalid_argument("weight missing: layer " + std::to_string(i) + " " + name);
+    for (const auto& [norm, wanted, name] : {std::tuple{&l.q_norm, config_.qk_norm, "q_norm"},
+                                             {&l.k_norm, config_.qk_norm, "k_norm"},
+                                             {&l.attention_out_norm, config_.out_norms, "attention_out_norm"},
+                                             {&l.mlp_out_norm, config_.out_norms, "mlp_out_norm"}})
+      if (wanted == norm->empty())
+        throw std::invalid_argument((wanted ? "weight missing: layer " : "not of this model: layer ") +
+                                    std::to_string(i) + " " + name);
     // Both read the same prepared rows.
     if (l.q.int8_input() != l.kv.int8_input())
       throw std::invalid_argument("q and kv of layer " + std::to_string(i) + " must both be int8 or both bf16");

@@ -18,7 +18,9 @@ namespace aegis {
 
 struct Layer {
   Linear q, kv, o, gate_up, down;
-  std::vector<float> input_norm, post_norm;  // empty: folded into the next matrix
+  std::vector<float> input_norm, post_norm;             // empty: folded into the next matrix
+  std::vector<float> q_norm, k_norm;                    // [head_dim], where the config has qk_norm
+  std::vector<float> attention_out_norm, mlp_out_norm;  // where it has out_norms
 };
 
 // Segments packed one after the other: segment s holds ids[offsets[s] .. offsets[s + 1]).

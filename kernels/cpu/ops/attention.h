@@ -138,6 +138,21 @@ struct AttentionOp {
     return V::sum(sum);
   }
 
+  // What the options leave of a row of scores: capped, and none of the keys before `low`, a position.
+  static void limit(const Attention& t, float* s, int width, int low) {
+    if (t.softcap > 0.0f) {
+      const F cap = V::set1(t.softcap), two_by_cap = V::set1(2.0f / t.softcap);
+      for (int i = 0; i < width; i += 16) V::store(s + i, Math<V>::softcap(V::load(s + i), cap, two_by_cap));
+    }
+    if (t.window == 0) return;
+    const F hidden = V::set1(-1e30f);
+    for (int i = 0; i < t.part_count; ++i) {
+      const int n = visible(t, i), past = min(n, low - t.parts[i].start);
+      for (int b = 0; b < past; b += 16) V::store(s + b, V::first(hidden, past - b, V::load(s + b)));
+      s += padded(n);
+    }
+  }
+
   static void run(const Attention& t) {
     const int rows = t.queries * t.group;
     int width = 0;
@@ -159,12 +174,15 @@ struct AttentionOp {
       offset += padded(n);
     }
 
+    const bool limited = t.softcap > 0.0f || t.window > 0;
+    const int position = t.parts[t.part_count - 1].start + t.first;  // of the first query
     const F hidden = V::set1(-1e30f);
     for (int r = 0; r < rows; r += kRows) {
       const int height = rows - r < kRows ? rows - r : kRows;
       float inverse[kRows];
       for (int j = 0; j < height; ++j) {
         float* s = t.scores + static_cast<size_t>(r + j) * stride;
+        if (limited) limit(t, s, width, position + (r + j) / t.group - t.window + 1);
         int start = 0;
         for (int i = 0; i < t.part_count; ++i) {
           const int n = visible(t, i);

@@ -107,10 +107,13 @@ struct GemmOp {
 
   template <int C, Epilogue E>
   static void write(const Gemm& g, F (&v)[C], float* out, int column) {
-    if constexpr (E == Epilogue::kSiluMul) {
+    if constexpr (is_gated(E)) {
 #pragma GCC unroll 16
       for (int c = 0; c < C; c += 2)
-        if (column + 16 * c < g.columns) V::store(out + column / 2 + 8 * c, V::mul(Math<V>::silu(v[c]), v[c + 1]));
+        if (column + 16 * c < g.columns) {
+          const F gate = E == Epilogue::kSiluMul ? Math<V>::silu(v[c]) : Math<V>::gelu(v[c]);
+          V::store(out + column / 2 + 8 * c, V::mul(gate, v[c + 1]));
+        }
     } else {
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) {
@@ -201,6 +204,9 @@ struct GemmOp {
           break;
         case Epilogue::kSiluMul:
           block<Epilogue::kSiluMul>(g, first, last);
+          break;
+        case Epilogue::kGeluMul:
+          block<Epilogue::kGeluMul>(g, first, last);
           break;
       }
     }

@@ -1,4 +1,4 @@
-// exp and SiLU over sixteen lanes.
+// exp, SiLU, GELU and the soft cap over sixteen lanes.
 #pragma once
 
 namespace aegis {
@@ -40,6 +40,18 @@ struct Math {
   static F silu(F x) {
     const F one = V::set1(1.0f);
     return V::div(x, V::add(one, exp(V::sub(V::zero(), x))));
+  }
+
+  // 0.5 x (1 + tanh(u)) = x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) (arXiv 1606.08415)
+  static F gelu(F x) {
+    const F two_u = V::mul(x, V::fma(V::mul(x, x), V::set1(0.0713548163f), V::set1(1.5957691216f)));
+    return V::div(x, V::add(V::set1(1.0f), exp(V::sub(V::zero(), two_u))));
+  }
+
+  // cap * tanh(x / cap) = cap - 2 cap / (exp(2 x / cap) + 1); a NaN stays one, which exp alone would lose.
+  static F softcap(F x, F cap, F two_by_cap) {
+    const F e = V::add(exp(V::mul(x, two_by_cap)), V::set1(1.0f));
+    return V::fma(x, V::zero(), V::sub(cap, V::div(V::add(cap, cap), e)));
   }
 };
 

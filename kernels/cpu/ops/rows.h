@@ -30,6 +30,11 @@ struct Rows {
     for (int i = 0; i < n; i += 16) V::store(out + i, scaled(x, weight, i, factor));
   }
 
+  static void norm_add(const float* y, const float* weight, int n, float eps, float* x) {
+    const F factor = V::set1(inverse_rms(y, n, eps));
+    for (int i = 0; i < n; i += 16) V::store(x + i, V::add(V::load(x + i), scaled(y, weight, i, factor)));
+  }
+
   static void norm_bf16(const float* x, const float* weight, int n, float eps, uint16_t* out) {
     const F factor = V::set1(inverse_rms(x, n, eps));
     for (int i = 0; i < n; i += 16) V::store_bf16(out + i, scaled(x, weight, i, factor));
@@ -150,12 +155,12 @@ struct Rows {
       }
       return;
     }
-    float y[16];  // heads of 16 (tiny models): both halves share one vector
+    float y[kMaxHead];  // heads of 16, 48, 80: a vector holds some of both halves
     for (int i = 0; i < half; ++i) {
       y[i] = (x[i] * cos[i] - x[half + i] * sin[i]) * scale;
       y[half + i] = (x[half + i] * cos[i] + x[i] * sin[i]) * scale;
     }
-    V::store_bf16(out, V::load(y));
+    for (int i = 0; i < d; i += 16) V::store_bf16(out + i, V::load(y + i));
   }
 
   static float dot(const float* a, const float* b, int n) {

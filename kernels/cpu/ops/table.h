@@ -14,6 +14,7 @@ constexpr Kernels make_kernels(const char* name) {
   k.name = name;
   k.activation_offset = V::kActivationOffset;
   k.norm = Rows<V>::norm;
+  k.norm_add = Rows<V>::norm_add;
   k.norm_bf16 = Rows<V>::norm_bf16;
   k.norm_int8 = Rows<V>::norm_int8;
   k.quantise = Rows<V>::quantise;
