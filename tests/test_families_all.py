@@ -175,9 +175,9 @@ def test_qwen3guard_has_three_levels_and_says_whether_it_refuses(folders):
 
 
 def test_wildguards_answers_are_weighed_over_those_before_them(folders):
-    guard, plan, _ = made("wildguard", folders)
+    guard, _, _ = made("wildguard", folders)
     verdict = guard.check(PROMPT, RESPONSE)
-    folder, tokenizer = checkpoint("wildguard", folders)
+    _, tokenizer = checkpoint("wildguard", folders)
     model = tiny_model(tokenizer.get_vocab_size())
     text = find_recipe("wildguard").exchange.replace("{prompt}", PROMPT).replace("{response}", RESPONSE)
     words = ("no", "yes")

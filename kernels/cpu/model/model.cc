@@ -134,8 +134,8 @@ Batch Model::next_part(const Batch& b, int first, int slot) {
   slots.clear();
   for (int s = first; s <= last; ++s) offsets.push_back(b.offsets[s] - base);
   for (int i = slot; i < b.slot_count && b.slots[i] < b.offsets[last]; ++i) slots.push_back(b.slots[i] - base);
-  return {b.ids + base,  offsets.data(),          b.parents + first, last - first,
-          slots.data(), static_cast<int>(slots.size()), b.fine};
+  return {b.ids + base, offsets.data(), b.parents + first, last - first, slots.data(), static_cast<int>(slots.size()),
+          b.fine};
 }
 
 void Model::extend(Tree& tree, const Batch& batch, float* logits, float* hidden) {
@@ -146,8 +146,9 @@ void Model::extend(Tree& tree, const Batch& batch, float* logits, float* hidden)
   try {
     for (int s = 0, slot = 0; s < batch.segments;) {
       const Batch part = next_part(batch, s, slot);
-      Forward forward(*this, tree, part, logits + static_cast<size_t>(slot) * static_cast<size_t>(config_.rows),
-                      hidden == nullptr ? nullptr : hidden + static_cast<size_t>(slot) * static_cast<size_t>(config_.hidden));
+      Forward forward(
+          *this, tree, part, logits + static_cast<size_t>(slot) * static_cast<size_t>(config_.rows),
+          hidden == nullptr ? nullptr : hidden + static_cast<size_t>(slot) * static_cast<size_t>(config_.hidden));
       pool_.run(forward);
       s += part.segments;
       slot += part.slot_count;
