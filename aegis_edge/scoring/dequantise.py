@@ -34,21 +34,19 @@ def decoder_of(artifact: Artifact) -> Any:
 def _featured(artifact: Artifact) -> FeaturedDecoder:
     model, names = artifact.manifest["model"], set(artifact.tensor_names())
     features = Features.of(model)
-    weights = {"embed_tokens": _weight(artifact, "embed_tokens", names)}
+    weights = {"embed_tokens": _weight(artifact, "embed_tokens")}
     blocks = {"qkv": features.input_block, "gate_up": features.input_block}
     blocks["down"] = artifact.manifest["quantization"]["hadamard_block"]
     for name in sorted(names):
         layer, _, part = name.removesuffix(".weight").rpartition(".")
         if part in ("qkv", "o", "gate_up", "down"):
-            weight = _weight(artifact, f"{layer}.{part}", names)
+            weight = _weight(artifact, f"{layer}.{part}")
             block = blocks.get(part, 0)
             weights[f"{layer}.{part}"] = _undo_hadamard(weight, block) if block else weight
         elif part.endswith("norm") or name.endswith("qkv.bias"):
             weights[name.removesuffix(".weight")] = torch.from_numpy(artifact.tensor(name))
-    shape = Shape(
-        *(model[key] for key in ("hidden", "vocab", "context", "layers", "heads", "kv_heads", "head_dim")),
-        norm_eps=model["norm_eps"],
-    )
+    sizes = ("hidden", "vocab", "context", "layers", "heads", "kv_heads", "head_dim", "norm_eps")
+    shape = Shape(*(model[key] for key in sizes))
     return FeaturedDecoder(shape, features, weights, torch.from_numpy(inverse_frequencies(artifact)))
 
 

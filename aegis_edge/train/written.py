@@ -47,7 +47,7 @@ class Writer:
             raise AegisError(
                 f"{folder}: the base has no chat template, and writes nothing without one", hint="--written 0"
             )
-        turn = self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+        turn = str(self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False))
         self.opening, closing = turn.split(mark)
         self.end = self.tokenizer(closing, add_special_tokens=False)["input_ids"][0]
 
