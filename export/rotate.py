@@ -23,8 +23,12 @@ from aegis_edge.export.trunk import Dense, Trunk, hadamard
 
 
 def fold_norms(trunk: Trunk) -> None:
-    """Multiply every norm weight into the columns of the matrices behind it; logits do not change."""
-    for layer in trunk.layers:
+    """Multiply every norm weight into the columns of the matrices behind it; logits do not change.
+
+    Where the stream is not rotated, the weights of its norms stay: Gemma 3's are near zero just where its
+    stream is hundreds of times larger than elsewhere, and int8 inputs without them would hold little else.
+    """
+    for layer in [] if trunk.features.out_norms else trunk.layers:
         for projection, norm in ((layer.qkv, layer.input_norm), (layer.gate_up, layer.post_norm)):
             if norm is not None:
                 assert isinstance(projection, Dense)
