@@ -82,10 +82,8 @@ class Features:
         known = {field.name for field in fields(cls)}
         if not isinstance(data, Mapping) or not set(data) <= known:
             raise _bad(data)
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
-        }
-        features = cls(**values)
+        lists: dict[str, Any] = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
+        features = cls(**{**data, **lists})
         if not features._is_sound(model):
             raise _bad(data)
         return features

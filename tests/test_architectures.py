@@ -249,7 +249,7 @@ def test_a_runtime_that_knew_no_features_refuses_the_guard(gemma3: Path) -> None
     manifest = json.loads((gemma3 / MANIFEST).read_text())
     assert manifest["model"]["architecture"] == "decoder"
     manifest["model"]["architecture"] = "llama"
-    with pytest.raises(ArtifactError, match=r"do not go with model.architecture 'llama'"):
+    with pytest.raises(ArtifactError, match=r"do not go with model\.architecture 'llama'"):
         check_manifest(manifest)
 
 

@@ -45,8 +45,8 @@ def _featured(artifact: Artifact) -> FeaturedDecoder:
             weights[f"{layer}.{part}"] = _undo_hadamard(weight, block) if block else weight
         elif part.endswith("norm") or name.endswith("qkv.bias"):
             weights[name.removesuffix(".weight")] = torch.from_numpy(artifact.tensor(name))
-    sizes = ("hidden", "vocab", "context", "layers", "heads", "kv_heads", "head_dim", "norm_eps")
-    shape = Shape(*(model[key] for key in sizes))
+    keys = ("hidden", "vocab", "context", "layers", "heads", "kv_heads", "head_dim", "norm_eps")
+    shape = Shape(*(model[key] for key in keys))
     return FeaturedDecoder(shape, features, weights, torch.from_numpy(inverse_frequencies(artifact)))
 
 
