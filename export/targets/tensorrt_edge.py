@@ -44,7 +44,8 @@ of logits in Python: `ask(paths, tokens)` gives, for each path of ids, those of 
 _CHECKED = """Run, by the project's tests on a CPU: the folder loads in transformers, and verdicts from the
 kept rows alone are the parent's, on a small random model. By hand, once, on the default guard: the loader of
 tensorrt-edgellm 0.11.0 takes all of its tensors. Not run: an engine, its runtime, `tensorrt-edgellm-build`,
-or anything on a GPU; nor the tool's own `-reduce-vocab`, which counts a news data set and takes no tokens.
+or anything on a GPU; the ONNX export to its end, so what `onnx/llm` holds is what its documentation says; nor
+the tool's own `-reduce-vocab`, which counts a news data set and takes no tokens.
 """
 
 
