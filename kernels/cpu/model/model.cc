@@ -9,9 +9,9 @@
 namespace aegis {
 namespace {
 
-// Of a batch, computed in one pass: enough for every thread's matrix products, few enough that a layer's fp32 rows
-// (256 tokens of the 135M model: 0.6 MB of residual stream, 1.6 MB of MLP) stay in the L2 of two cores while all of
-// its operators go over them. The next pass reads the weights again, which the matrix products prefetch.
+// Of a batch, computed in one pass: enough for every thread's matrix products, few enough that a batch of any size
+// takes the memory of a small one (256 tokens of the 135M model: 5 MB of rows). It costs no speed: the next pass
+// reads the weights again, which the matrix products prefetch (docs/kernels.md, 6).
 constexpr int kPassTokens = 256;
 
 }  // namespace
