@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from tiny_artifact import write_tiny
+from bench_source import write_source
 from tokenizers import Tokenizer
 
-from aegis_edge.artifact import Artifact
 from aegis_edge.bench import parent
 from aegis_edge.bench.contender import Source
 from aegis_edge.bench.scorers import find
@@ -25,14 +22,7 @@ pytest.importorskip("nncf", reason="NNCF is not installed: pip install '.[bench]
 def source(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer, tiny_plan: Plan, tiny_policy: Policy
 ) -> Source:
-    top: Path = tmp_path_factory.mktemp("openvino")
-    decoder = write_tiny(top / "guard", tiny_tokenizer, tiny_plan, tiny_policy)
-    (top / "parent").mkdir()
-    parent.save(decoder, top / "parent")
-    artifact = Artifact.open(top / "guard")
-    head = {part: artifact.tensor(f"head.{part}") for part in ("weight", "bias")}
-    np.savez(top / "parent" / "head.npz", **head)
-    return Source(top / "guard", top / "parent", top)
+    return write_source(tmp_path_factory.mktemp("openvino"), tiny_tokenizer, tiny_plan, tiny_policy)
 
 
 @pytest.mark.parametrize("variant", ["bf16", "dynamic", "w8a8"])

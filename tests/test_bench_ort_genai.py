@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_artifact import write_tiny
+from bench_source import write_source
 from tokenizers import Tokenizer
 
-from aegis_edge.artifact import Artifact
 from aegis_edge.bench import parent
 from aegis_edge.bench.contender import Source
 from aegis_edge.bench.scorers import find, ort_genai
@@ -27,14 +25,7 @@ for module in ("onnxruntime_genai", "onnx", "onnx_ir"):
 def source(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer, tiny_plan: Plan, tiny_policy: Policy
 ) -> Source:
-    top: Path = tmp_path_factory.mktemp("ort_genai")
-    decoder = write_tiny(top / "guard", tiny_tokenizer, tiny_plan, tiny_policy)
-    (top / "parent").mkdir()
-    parent.save(decoder, top / "parent")
-    artifact = Artifact.open(top / "guard")
-    head = {part: artifact.tensor(f"head.{part}") for part in ("weight", "bias")}
-    np.savez(top / "parent" / "head.npz", **head)
-    return Source(top / "guard", top / "parent", top)
+    return write_source(tmp_path_factory.mktemp("ort_genai"), tiny_tokenizer, tiny_plan, tiny_policy)
 
 
 @pytest.mark.parametrize(("bits", "least"), [("int8", 0.98), ("int4", 0.8)])
