@@ -54,8 +54,10 @@ def within_half_a_step(rows: Digits, right: torch.Tensor) -> bool:
     step = right.abs().amax(1, keepdim=True) / 127
     fine = (rows.low_of >= 0)[:, None]
     step = torch.where(fine, step / LOW_STEPS, step)
-    # Where the quotient is half a step to within fp32's rounding of it (127 * 2^-23), either side will do.
-    return bool(((value(rows) - right).abs() <= (0.5 + 2e-3 * fine.double() + 2e-5) * step + 1e-12).all())
+    # Where the quotient is half a step to within fp32's roundings of it, either side will do: at most six of
+    # them (norm, weight, bound, quotient) of 2^-24 at 127, 4.5e-5 of a step, 254 times that of a second one.
+    slack = torch.where(fine, 4.5e-5 * LOW_STEPS, 4.5e-5).double()
+    return bool(((value(rows) - right).abs() <= (0.5 + slack) * step + 1e-12).all())
 
 
 # --- rows ---
