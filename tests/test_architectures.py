@@ -266,7 +266,7 @@ def test_other_targets_and_the_gpu_refuse_by_name(
     ):
         export(case.base, text, tmp_path / "out", tiny_policy, target="hf")
     if lacking:
-        pytest.importorskip("triton")
+        pytest.importorskip("triton", reason="Triton is not installed: pip install '.[cuda]'")
         from aegis_edge.errors import ScorerError
         from aegis_edge.scoring.cuda import CudaScorer
 
