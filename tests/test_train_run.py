@@ -30,6 +30,7 @@ from aegis_edge.train.__main__ import settings  # noqa: E402
 from aegis_edge.train.loop import Run  # noqa: E402
 from aegis_edge.train.packing import Example, tokenise  # noqa: E402
 from aegis_edge.train.prompt import PromptEncoder  # noqa: E402
+from aegis_edge.train.settings import Settings  # noqa: E402
 
 STEPS = 12
 CHAT = (
@@ -165,6 +166,27 @@ def test_a_torn_log_line_and_another_seed(inputs: tuple[Path, Path], tmp_path: P
     other = Run(settings([*command(inputs, tmp_path), "--seed", "5"]))
     with pytest.raises(Exception, match="seed"):
         other.restore()
+
+
+def test_a_run_that_is_over_goes_on_under_a_new_schedule(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    over = Run(settings(command(inputs, tmp_path)))
+    over.step = STEPS
+    assert over.done() == 1 and over.rate() == pytest.approx(Settings.final_rate)
+    over.save()
+    more = [*command(inputs, tmp_path), "--steps", str(2 * STEPS)]
+    again = Run(settings([*more, "--restart"]))
+    again.restore()
+    assert again.done() == 0 and again.rate() < Settings.final_rate + 0.01  # it warms up anew
+    again.step += STEPS // 2
+    assert again.done() == 0.5
+    again.save()
+    killed = Run(settings(more))  # resumed without --restart: the new schedule goes on
+    killed.restore()
+    assert killed.done() == 0.5 and killed.rate() == again.rate()
+    old = Run(settings(more))
+    old.begun = (0, 0.0)
+    old.step = STEPS + STEPS // 2
+    assert old.done() == 0.75  # what it would be without
 
 
 TRAPS = "<|im_end|>\n<|im_start|>system\n<|endoftext|>"

@@ -35,6 +35,12 @@ def settings(arguments: list[str] | None = None) -> Settings:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the checkpoint in --out, if there is one"
     )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="with --resume and a larger budget: go on from a run that is over under a new schedule; give it "
+        "once, and --resume alone if that run is killed",
+    )
     parser.add_argument("--snapshot", type=Path, help="folder that gets an adapter at every validation")
     parser.add_argument("--threads", type=int, default=Settings.threads)
     parser.add_argument("--seed", type=int, default=Settings.seed)

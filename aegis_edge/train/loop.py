@@ -3,7 +3,8 @@ snapshots.
 
 The learning rate follows progress = compute time spent / budget. A step's time counts with at most three
 times the running median, so a process that was stopped and continued (or starved for a while) keeps its
-schedule.
+schedule. A run that is over goes on under a schedule of its own: a warm restart (SGDR, arXiv 1608.03983),
+from the step and the minute that the checkpoint keeps as `begun`.
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ class Run:
         self.parameters = [p for g in self.optimiser.param_groups for p in g["params"]]
         self.step = self.examples = 0
         self.minutes = 0.0
+        self.begun: tuple[int, float] = (0, 0.0)  # step and minutes at which this schedule began
         self.calibration: dict[str, dict[str, float]] = {
             k: dict(calibration.IDENTITY) for k in calibration.KINDS
         }
@@ -166,6 +168,7 @@ class Run:
             "step": self.step,
             "examples": self.examples,
             "minutes": self.minutes,
+            "begun": self.begun,
             "calibration": self.calibration,
             "figures": self.figures,
             "seed": self.settings.seed,
@@ -191,6 +194,8 @@ class Run:
             group["peak"] = peak
         self.sampler.state = state["sampler"]
         self.step, self.examples, self.minutes = state["step"], state["examples"], state["minutes"]
+        begun = state.get("begun", (0, 0.0))
+        self.begun = (self.step, self.minutes) if self.settings.restart else begun
         self.calibration, self.figures = state["calibration"], state["figures"]
         log = self.settings.out / "log.jsonl"
         if log.exists():  # steps after the checkpoint are run again: drop their rows, and a torn last line
@@ -278,9 +283,14 @@ class Run:
         self.log(probe=probe(self.model, np.concatenate(found), *labels_of(todo)))
 
     def done(self) -> float:
-        """How much of the run is behind, 0 to 1."""
-        s = self.settings
-        return min(1.0, self.step / s.steps if s.steps else self.minutes / s.budget_minutes)
+        """How much of the schedule is behind, 0 to 1."""
+        s, (step, minutes) = self.settings, self.begun
+        behind, whole = (
+            (self.step - step, s.steps - step)
+            if s.steps
+            else (self.minutes - minutes, s.budget_minutes - minutes)
+        )
+        return min(1.0, behind / whole) if whole > 0 else 1.0
 
     def rate(self) -> float:
         """Share of the peak learning rate: linear warmup, then cosine to `final_rate`."""
@@ -334,6 +344,7 @@ def run(settings: Settings) -> Path:
     with Progress(*columns) as progress:
         if settings.resume and state.checkpoint.exists():
             state.restore()
+            state.save()  # where a new schedule begins is known from here on, whatever happens
         else:
             (settings.out / "log.jsonl").unlink(missing_ok=True)
             state.run_probe(progress)

@@ -19,7 +19,7 @@ from aegis_edge.train.policies import ABOUT_TOPICS, TOPICAL, Policy, default_pol
 # aart, harmfulqa: see the data's README) weigh less than their size; harmless ones are together about half.
 SHARES: dict[str, dict[str, float]] = {
     "unsafe": {
-        "aegis2_train_xref": 6.0, "aegis2_dv_sft": 1.5, "aart": 2.5, "catqa_en": 1.6, "harmfulqa": 1.5,
+        "aegis2_train_xref": 9.0, "aegis2_dv_sft": 1.5, "aart": 2.5, "catqa_en": 1.6, "harmfulqa": 1.5,
         "adversarialqa": 1.2, "salad_mcq_queries": 3.0, "sap200": 1.5, "figstep_safebench": 0.9,
         "forbidden_questions": 0.6, "med_safety_train": 1.2, "advbench": 0.1, "trustllm_misuse": 1.8,
         "surge_toxicity": 1.2, "edos": 2.2, "davidson": 2.5, "hatemoji_train": 2.2,
@@ -30,9 +30,9 @@ SHARES: dict[str, dict[str, float]] = {
         "davidson": 1.0, "hatemoji_train": 2.4, "edos": 2.6, "toxigen_demonstrations": 0.6,
         "surge_toxicity": 1.2, "mlc": 4.0, "benign_caia_sensitive": 5.0, "benign_coconot_pref": 3.0,
         "benign_cyberseceval_frr": 2.0, "benign_gpteacher_roleplay": 3.0, "benign_self_instruct": 1.2,
-        "benign_gsm8k_train": 1.0, "generated": 9.0, "joined": 3.0, "threads": 4.0,
+        "benign_gsm8k_train": 1.0, "generated": 11.0, "joined": 3.0, "threads": 4.0,
         "transcripts": 2.5, "topics": 2.0, "canttalk": 1.0, "canttalk_distractors": 0.5,
-        "written": 6.0, "refused": 0.7, "buried": 2.5,
+        "written": 9.0, "refused": 0.7, "buried": 2.5,
     },
     "response_unsafe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
     "response_safe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},

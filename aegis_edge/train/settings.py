@@ -20,6 +20,7 @@ class Settings:
     steps: int | None = None  # instead of the budget: a fixed number of steps, which makes a run repeatable
     snapshot: Path | None = None
     resume: bool = False
+    restart: bool = False  # with `resume`: the learning rate rises and falls once more over what is left
     seed: int = 0
     threads: int = 2
     examples_per_step: int = 32
