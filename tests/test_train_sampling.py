@@ -276,8 +276,9 @@ def test_an_unseen_hazard_is_told_from_other_harm() -> None:
         def margins(examples: Sequence[Example], policy: Policy) -> tuple[np.ndarray, np.ndarray]:
             assert [line.code for line in policy.lines] == ["S5"] and policy.texts[0].startswith(NAMES["S5"])
             assert not any(e.prompt.startswith("c") for e in examples)  # it may fall under the hazard
+            assert all(e.unsafe is None and text == policy.texts[0] for e in examples for text, _ in e.leaves)
             found = [float(e.prompt[0] in letters) for e in examples]
-            return np.array(found), np.array([bool(e.unsafe) for e in examples])
+            return np.array(found), np.array([e.leaves[0][1] for e in examples])
 
         return margins
 

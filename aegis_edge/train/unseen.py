@@ -24,7 +24,8 @@ Margins = Callable[[Sequence[Example], Policy], tuple[np.ndarray, np.ndarray]]
 
 
 def measure(records: Sequence[Record], code: str, margins: Margins, seed: int = 0) -> float:
-    """AUROC of prompt verdicts under a policy of this hazard alone, named and described.
+    """AUROC of the category's leaf under a policy of this hazard alone, named and described: a category that
+    the taxonomy does not have is decided by its leaf.
 
     Positives certainly fall under it; negatives certainly do not, one half harmful in other ways (a guard
     that only tells harm from no harm gets those wrong), one half harmless. nan where a class is missing.
@@ -36,9 +37,9 @@ def measure(records: Sequence[Record], code: str, margins: Margins, seed: int = 
     count = min(MOST, len(yes))
     chosen = [*rng.sample(yes, count), *rng.sample(harmful, min(len(harmful), count // 2))]
     chosen += rng.sample(harmless, min(len(harmless), count - count // 2))
-    policy = Policy((Line(f"{NAMES[code]}: {REWORDINGS[code]['described'][0]}", code),))
-    examples = [Example(r.prompt, None, n < count, None) for n, r in enumerate(chosen)]
-    return auroc(*margins(examples, policy))
+    line = Line(f"{NAMES[code]}: {REWORDINGS[code]['described'][0]}", code)
+    asked = [Example(r.prompt, None, None, None, ((line.text, n < count),)) for n, r in enumerate(chosen)]
+    return auroc(*margins(asked, Policy((line,))))
 
 
 def custom_scale(margins: Margins, seed: int = 0) -> dict[str, float]:
