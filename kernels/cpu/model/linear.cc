@@ -141,6 +141,7 @@ void Linear::run(const Kernels& kernels, const Inputs& in, float* out, size_t ou
   if (int8_input() && in.low_rows > 0) {
     g.low = &digits;
     g.low_of = in.low_of;
+    g.low_first = in.low_first;
   }
   if (scheme_ == Scheme::kBf16) return kernels.gemm_bf16(g);
   if (scheme_ == Scheme::kInt8) return kernels.gemm_int8(g);

@@ -18,7 +18,7 @@ enum class RowOrder {
 };
 
 // Prepared activations: uint8 with the kernels' offset, and a scale a row; or bf16 alone. Of the int8 rows r with
-// low_of[r] >= 0, row low_of[r] of `low` is the second digit.
+// low_of[r] >= 0, row low_of[r] - low_first of `low` is the second digit.
 struct Inputs {
   const void* a;
   const float* scale;
@@ -27,6 +27,7 @@ struct Inputs {
   const float* low_scale;
   int low_rows;
   const int32_t* low_of;
+  int low_first = 0;
 };
 
 // Packed forms, a panel of 64 output channels after the other (the last one padded with zeros):
