@@ -114,7 +114,8 @@ void Forward::operator()(int member) {
 // Calls f(part) for the parts of `count` rows that this member works on, see Part.
 template <class F>
 void Forward::in_parts(int member, int count, const F& f) {
-  if (count < kOwnRows * m_.threads()) return f(Part{0, count, 0, false});
+  const bool unpacks = m_.layers_[0].gate_up.scheme() == Scheme::kInt4;  // a panel once a part: the fewer the better
+  if (unpacks || count < kOwnRows * m_.threads()) return f(Part{0, count, 0, false});
   int begin, end;
   split(count, member, begin, end);
   const int parts = (end - begin + kPartRows - 1) / kPartRows;
