@@ -261,6 +261,42 @@ TEST(fork_during_a_pass) {
   busy.join();
 }
 
+// Pieces are aligned, apart from each other and written to their ends: in one block, and past its end.
+TEST(huge_pages) {
+  HugePages pages;
+  const size_t sizes[] = {1, 64, size_t{5} << 20, size_t{28} << 20, size_t{33} << 20, 100};
+  std::vector<std::byte*> pieces;
+  for (size_t n : sizes) {
+    pieces.push_back(pages.allocate(n));
+    CHECK(reinterpret_cast<uintptr_t>(pieces.back()) % kAlignment == 0);
+    std::memset(pieces.back(), static_cast<int>(pieces.size()), n);
+  }
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto mark = static_cast<std::byte>(i + 1);
+    CHECK(pieces[i][0] == mark && pieces[i][sizes[i] - 1] == mark);
+  }
+}
+
+// A matrix large enough for them multiplies as one of its own memory does.
+TEST(a_matrix_in_huge_pages) {
+  Random random(79);
+  const TinyLinear logical(random, Scheme::kInt8, 320, 256, false);
+  const auto& k = choose_kernels();
+  const std::vector<uint8_t> a(256, 131);
+  const std::vector<float> scale{0.5f};
+  const Inputs in{a.data(), scale.data(), 1, nullptr, nullptr, 0, nullptr};
+  HugePages pages;
+  std::vector<float> out[2];
+  for (std::vector<float>& to : out) {
+    Linear linear;
+    if (&to == &out[1]) linear.use(pages);
+    logical.pack(linear, 0, 320, k.activation_offset);
+    to.resize(320);
+    linear.run(k, in, to.data(), 320, Epilogue::kStore, 0, linear.half_panels(), nullptr, nullptr, nullptr);
+  }
+  CHECK(same_bits(out[0], out[1]));
+}
+
 // After a pass of the same shape, a pass allocates nothing: neither this thread nor the team's.
 TEST(warm_passes_allocate_nothing) {
   for (Scheme scheme : kSchemes) {

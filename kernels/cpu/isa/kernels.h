@@ -48,9 +48,10 @@ struct Gemm {
   Epilogue epilogue;
   const void* next;  // what this thread reads after this GEMM, or null: prefetched by the last panel
   // int8: the second digits of some rows, or null: a GEMM of its own with the same B, storing to scratch. Row
-  // low_of[r] of it, where that is >= 0, is added to row r before the epilogue.
+  // low_of[r] - low_first of it, where low_of[r] is >= 0, is added to row r before the epilogue.
   const Gemm* low;
   const int32_t* low_of;
+  int low_first = 0;
 };
 
 // Keys and values of one node, for one layer and one KV head.

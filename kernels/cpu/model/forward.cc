@@ -10,6 +10,12 @@ namespace {
 // 16 tokens still make 6 tasks for 2 threads.
 constexpr int kQueryBlock = 8;
 
+// From so many rows a member on, members share out rows and not output channels.
+constexpr int kOwnRows = 32;
+// Rows of a part: few enough that its rows of the MLP, prepared and not, stay in L2 (135M: 0.6 MB) from stage to
+// stage; enough that a panel of weights is fetched behind eleven tiles.
+constexpr int kPartRows = 64;
+
 size_t sz(int n) { return static_cast<size_t>(n); }
 
 }  // namespace
@@ -51,7 +57,7 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   }
 
   const auto widest = [](int a, int b) { return a > b ? a : b; };
-  const int input = widest(widest(c_.hidden, c_.q_size()), c_.intermediate);
+  const int input = widest_input_ = widest(widest(c_.hidden, c_.q_size()), c_.intermediate);
   w_.x.reserve(sz(tokens) * sz(c_.hidden));
   w_.x_slots.reserve(sz(slots) * sz(c_.hidden));
   w_.q.reserve(sz(tokens) * sz(c_.q_size()));
@@ -69,7 +75,7 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   w_.low_scale.reserve(sz(fine_));
   w_.low_scale_slots.reserve(sz(slots));
   const Layer& l = m_.layers_[0];
-  const int output =
+  const int output = widest_output_ =
       widest(widest(l.q.padded() + l.kv.padded(), l.o.padded()), widest(l.gate_up.padded(), l.down.padded()));
   w_.low_out.reserve(sz(fine_) * sz(output));
   w_.threads.resize(sz(m_.threads()));
@@ -99,42 +105,28 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   }
 }
 
-int Forward::position(int token) const {
-  const int s = w_.segment_of[sz(token)];
-  return tree_.node(first_node_ + s).start + token - batch_.offsets[s];
-}
-
-// Where the cos and sin of a position begin.
-size_t Forward::rotary(int layer, int position) const {
-  return (sz(c_.rope(layer)) * sz(w_.positions) + sz(position)) * sz(c_.head_dim / 2);
-}
-
-void Forward::split(int count, int member, int& begin, int& end) const {
-  const int64_t threads = m_.threads();
-  begin = static_cast<int>(int64_t{count} * member / threads);
-  end = static_cast<int>(int64_t{count} * (member + 1) / threads);
-}
-
 void Forward::operator()(int member) {
   embed(member);
-  m_.pool_.barrier();
   for (int i = 0; i < c_.layers; ++i) layer(member, i);
   head(member);
 }
 
-void Forward::embed(int member) {
+// Calls f(part) for the parts of `count` rows that this member works on, see Part.
+template <class F>
+void Forward::in_parts(int member, int count, const F& f) {
+  const bool unpacks = m_.layers_[0].gate_up.scheme() == Scheme::kInt4;  // a panel once a part: the fewer the better
+  if (unpacks || count < kOwnRows * m_.threads()) return f(Part{0, count, 0, false});
   int begin, end;
-  split(batch_.tokens(), member, begin, end);
-  for (int t = begin; t < end; ++t)
-    k_.from_bf16(m_.embedding_ + sz(batch_.ids[t]) * sz(c_.hidden), c_.hidden, w_.x.data() + sz(t) * sz(c_.hidden));
+  split(count, member, begin, end);
+  const int parts = (end - begin + kPartRows - 1) / kPartRows;
+  for (int i = 0; i < parts; ++i) {
+    const int rows = end - begin;
+    f(Part{begin + rows * i / parts, begin + rows * (i + 1) / parts, begin, true});
+  }
 }
 
-// The stages of a decoder layer. Rows are split between the members where a stage works by row, output channels
-// where it is a GEMM, query blocks where it is attention; a barrier wherever the split changes.
 void Forward::layer(int member, int index) {
-  const Layer& l = m_.layers_[sz(index)];
   const bool last = index + 1 == c_.layers;
-  const Layer* following = last ? nullptr : &m_.layers_[sz(index + 1)];
   const int tokens = batch_.tokens(), slots = batch_.slot_count;
   const Rows all{w_.x.data(),         tokens,    w_.a.data(), w_.a_scale.data(), fine_, w_.low.data(),
                  w_.low_scale.data(), w_.low_of, &w_.blocks};
@@ -143,240 +135,58 @@ void Forward::layer(int member, int index) {
                   w_.a_scale_slots.data(),   slots,          w_.low_slots.data(),
                   w_.low_scale_slots.data(), w_.slot_low_of, &w_.slot_blocks};
   const Rows& rows = last ? some : all;
-  const auto barrier = [&] { m_.pool_.barrier(); };
 
-  prepare(member, all, l.q, all.x, c_.hidden, &l.input_norm, c_.input_block);
+  if (last) m_.pool_.barrier();  // the rows of slots are copied, which may be another member's
+  in_parts(member, tokens, [&](const Part& part) { project(member, index, all, part, !last, true); });
   if (last) {
     int begin, end;
     split(slots, member, begin, end);
     for (int s = begin; s < end; ++s)
       std::memcpy(some.x + sz(s) * sz(c_.hidden), all.x + sz(batch_.slots[s]) * sz(c_.hidden), sz(c_.hidden) * 4);
-    prepare(member, some, l.q, some.x, c_.hidden, &l.input_norm, c_.input_block);
+    if (slots > 0) in_parts(member, slots, [&](const Part& part) { project(member, index, some, part, true, false); });
   }
-  barrier();
-  project_qkv(member, l, rows, all);
-  barrier();
-  rotate_q(member, index, rows);
-  store_kv(member, index);
   if (member == 0) next_task_[(index + 1) % 2].store(0, std::memory_order_relaxed);
-  barrier();
+  m_.pool_.barrier();
   if (rows.count == 0) return;  // a pass without slots (the policy's KV) ends here
   attend(member, index, rows);
-  barrier();
-  prepare(member, rows, l.o, w_.attention.data(), c_.q_size(), nullptr, 0);
-  barrier();
+  m_.pool_.barrier();
+  in_parts(member, rows.count, [&](const Part& part) { transform(member, index, rows, part); });
+}
+
+// From the residual rows of a part to its queries, and its keys and values in the tree.
+void Forward::project(int member, int index, const Rows& rows, const Part& part, bool queries, bool keys) {
+  const Layer& l = m_.layers_[sz(index)];
+  prepare(member, rows, part, l.q, rows.x + sz(part.first) * sz(c_.hidden), c_.hidden, &l.input_norm, c_.input_block);
+  sync(part);
+  project_qkv(member, l, rows, part, queries, keys);
+  sync(part);
+  if (queries) rotate_q(member, index, rows, part);
+  if (keys) store_kv(member, index, part);
+}
+
+// What follows attention: output projection and MLP, both added to the residual rows.
+void Forward::transform(int member, int index, const Rows& rows, const Part& part) {
+  const Layer& l = m_.layers_[sz(index)];
+  const Layer* following = index + 1 == c_.layers ? nullptr : &m_.layers_[sz(index + 1)];
+  float* x = rows.x + sz(part.first) * sz(c_.hidden);
+  float* mlp = w_.mlp.data() + sz(part.at) * sz(c_.intermediate);
   // A norm of the branch's own needs all of a row before it is added.
-  float* branch = c_.out_norms ? w_.branch.data() : rows.x;
+  float* branch = c_.out_norms ? w_.branch.data() + sz(part.at) * sz(c_.hidden) : x;
   const Epilogue add = c_.out_norms ? Epilogue::kStore : Epilogue::kAdd;
-  gemm(member, l.o, rows, branch, add, &l.gate_up);
-  barrier();
-  if (c_.out_norms) add_normed(member, rows, l.attention_out_norm);  // the rows that this member prepares
-  prepare(member, rows, l.gate_up, rows.x, c_.hidden, &l.post_norm, c_.input_block);
-  barrier();
-  gemm(member, l.gate_up, rows, w_.mlp.data(), c_.gelu ? Epilogue::kGeluMul : Epilogue::kSiluMul, &l.down);
-  barrier();
-  prepare(member, rows, l.down, w_.mlp.data(), c_.intermediate, nullptr, c_.hadamard_block);
-  barrier();
-  gemm(member, l.down, rows, branch, add, following == nullptr ? nullptr : &following->q);
-  barrier();
-  if (c_.out_norms) {
-    add_normed(member, rows, l.mlp_out_norm);
-    barrier();  // the last layer copies slots, which may be another member's rows
-  }
-}
-
-void Forward::add_normed(int member, const Rows& rows, const std::vector<float>& norm) {
-  int begin, end;
-  split(rows.count, member, begin, end);
-  for (int r = begin; r < end; ++r)
-    k_.norm_add(w_.branch.data() + sz(r) * sz(c_.hidden), norm.data(), c_.hidden, c_.norm_eps,
-                rows.x + sz(r) * sz(c_.hidden));
-}
-
-// Rows of fp32 -> what `linear` multiplies: int8 and a scale a row, or bf16. norm: RMSNorm first (empty: weights of
-// one); hadamard: then a transform in blocks.
-void Forward::prepare(int member, const Rows& rows, const Linear& linear, const float* x, int width,
-                      const std::vector<float>* norm, int hadamard) {
-  int begin, end;
-  split(rows.count, member, begin, end);
-  const float* weight = norm == nullptr || norm->empty() ? nullptr : norm->data();
-  float* scratch = w_.threads[sz(member)].row.data();
-  for (int r = begin; r < end; ++r) {
-    const float* row = x + sz(r) * sz(width);
-    if (norm != nullptr && hadamard != 0) {
-      k_.norm(row, weight, width, c_.norm_eps, scratch);
-      row = scratch;  // the transform works in place
-    }
-    if (linear.int8_input()) {
-      auto* out = reinterpret_cast<uint8_t*>(rows.a) + sz(r) * sz(width);
-      const int fine = rows.low_of[sz(r)];
-      auto* low = fine < 0 ? nullptr : reinterpret_cast<uint8_t*>(rows.low) + sz(fine) * sz(width);
-      if (hadamard != 0)
-        k_.hadamard_int8(row, width, hadamard, scratch, out, rows.a_scale + r, low);
-      else if (norm != nullptr)
-        k_.norm_int8(row, weight, width, c_.norm_eps, out, rows.a_scale + r, low);
-      else
-        k_.quantise(row, width, out, rows.a_scale + r, low);
-      if (fine >= 0) rows.low_scale[fine] = rows.a_scale[r] / kLowSteps;
-    } else {
-      if (hadamard != 0) {
-        k_.hadamard(row, width, hadamard, scratch);
-        row = scratch;
-      }
-      auto* out = reinterpret_cast<uint16_t*>(rows.a) + sz(r) * sz(width);
-      if (norm != nullptr && hadamard == 0)
-        k_.norm_bf16(row, weight, width, c_.norm_eps, out);
-      else
-        k_.to_bf16(row, width, out);
-    }
-  }
-}
-
-// Where this member will start reading `linear`: for prefetching.
-const void* Forward::share_of(const Linear* linear, int member) const {
-  if (linear == nullptr) return nullptr;
-  int begin, end;
-  split(linear->half_panels(), member, begin, end);
-  return linear->panel(begin / 2);
-}
-
-void Forward::gemm(int member, const Linear& linear, const Rows& rows, float* out, Epilogue epilogue,
-                   const Linear* next) {
-  int begin, end;
-  split(linear.half_panels(), member, begin, end);
-  const int width = is_gated(epilogue) ? linear.n() / 2 : linear.n();
-  linear.run(k_, inputs(rows), out, sz(width), epilogue, begin, end, share_of(next, member),
-             w_.threads[sz(member)].panel.data(), w_.low_out.data());
-}
-
-Inputs Forward::inputs(const Rows& rows) const {
-  return {rows.a, rows.a_scale, rows.count, rows.low, rows.low_scale, rows.fine, rows.low_of.data()};
-}
-
-// One stage for both: the half panels of q, then those of k and v, in one list.
-void Forward::project_qkv(int member, const Layer& l, const Rows& q_rows, const Rows& kv_rows) {
-  const int q = l.q.half_panels();
-  int begin, end;
-  split(q + l.kv.half_panels(), member, begin, end);
-  int8_t* scratch = w_.threads[sz(member)].panel.data();
-  if (begin < q && q_rows.count > 0)
-    l.q.run(k_, inputs(q_rows), w_.q.data(), sz(c_.q_size()), Epilogue::kStore, begin, end < q ? end : q,
-            end > q ? l.kv.data() : share_of(&l.o, member), scratch, w_.low_out.data());
-  if (end > q)
-    l.kv.run(k_, inputs(kv_rows), w_.kv.data(), sz(2 * c_.kv_size()), Epilogue::kStore, begin > q ? begin - q : 0,
-             end - q, share_of(&l.o, member), scratch, w_.low_out.data() + sz(fine_) * sz(l.q.padded()));
-}
-
-// q f32 [row, head, d] -> bf16 [kv head, row, head of the group, d], rotated and scaled by 1 / sqrt(d).
-void Forward::rotate_q(int member, int index, const Rows& rows) {
-  int begin, end;
-  split(rows.count, member, begin, end);
-  const int d = c_.head_dim;
-  const float* norm = c_.qk_norm ? m_.layers_[sz(index)].q_norm.data() : nullptr;
-  float* normed = w_.threads[sz(member)].row.data();
-  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
-  for (int r = begin; r < end; ++r) {
-    const int p = position(rows.blocks == &w_.blocks ? r : batch_.slots[r]);
-    const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
-    for (int h = 0; h < c_.heads; ++h) {
-      const int kv_head = h / c_.group(), g = h % c_.group();
-      const size_t row = (sz(kv_head) * sz(rows.count) + sz(r)) * sz(c_.group()) + sz(g);
-      const float* q = w_.q.data() + (sz(r) * sz(c_.heads) + sz(h)) * sz(d);
-      if (norm != nullptr) {
-        k_.norm(q, norm, d, c_.norm_eps, normed);
-        q = normed;
-      }
-      k_.rope(q, d, cos, sin, scale, w_.q_heads.data() + row * sz(d));
-    }
-  }
-}
-
-// Keys (rotated) and values of every token, into its node, in the layout that attention reads. The last token of a
-// node zeroes the padding behind it: its weights are 0, and 0 times garbage must be 0.
-void Forward::store_kv(int member, int index) {
-  const int d = c_.head_dim, half = d / 2, width = 2 * c_.kv_size();
-  const float* norm = c_.qk_norm ? m_.layers_[sz(index)].k_norm.data() : nullptr;
-  auto* rotated = reinterpret_cast<uint16_t*>(w_.threads[sz(member)].row.data());
-  float* normed = w_.threads[sz(member)].row.data() + d;  // behind what is rotated
-  int begin, end;
-  split(batch_.tokens(), member, begin, end);
-  for (int t = begin; t < end; ++t) {
-    const int s = w_.segment_of[sz(t)];
-    const Node& node = tree_.node(first_node_ + s);
-    const int i = t - batch_.offsets[s], p = node.start + i;
-    const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
-    for (int h = 0; h < c_.kv_heads; ++h) {
-      const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
-      const float* k = w_.kv.data() + sz(t) * sz(width) + sz(h) * sz(d);
-      // The node's memory is this pass's own until it returns.
-      uint16_t* keys =
-          const_cast<uint16_t*>(node.k) + plane * key_size(node.n, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
-      if (norm != nullptr) k_.norm(k, norm, d, c_.norm_eps, normed);
-      k_.rope(norm != nullptr ? normed : k, d, cos, sin, 1.0f, rotated);
-      for (int j = 0; j < half; ++j) std::memcpy(keys + sz(j) * 32, rotated + 2 * j, 4);
-      uint16_t* values =
-          const_cast<uint16_t*>(node.v) + plane * value_size(node.n, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
-      k_.to_bf16(k + c_.kv_size(), d, rotated);
-      for (int j = 0; j < d; ++j) values[2 * j] = rotated[j];
-      if (i + 1 < node.n) continue;
-      for (int lane = i % 16 + 1; lane < 16; ++lane)
-        for (int j = 0; j < half; ++j) std::memset(keys + (lane - i % 16) * 2 + sz(j) * 32, 0, 4);
-      if (i % 2 == 0)
-        for (int j = 0; j < d; ++j) values[2 * j + 1] = 0;
-    }
-  }
-}
-
-void Forward::attend(int member, int index, const Rows& rows) {
-  auto& scratch = w_.threads[sz(member)];
-  const int d = c_.head_dim, group = c_.group();
-  const int tasks = static_cast<int>(rows.blocks->size()) * c_.kv_heads;
-  std::atomic<int>& counter = next_task_[index % 2];
-  for (int task; (task = counter.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-    // The last blocks of a segment see the most keys: they go first.
-    const QueryBlock& block = (*rows.blocks)[rows.blocks->size() - 1 - sz(task / c_.kv_heads)];
-    const int h = task % c_.kv_heads;
-    const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
-    int depth = 0;
-    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
-    KvPart* parts = scratch.parts.data();
-    int place = depth;
-    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) {
-      const Node& node = tree_.node(i);
-      if (node.n == 0) continue;  // an empty root
-      parts[--place] = {node.k + plane * key_size(node.n, d), node.v + plane * value_size(node.n, d), node.n,
-                        node.start};
-    }
-    Attention t;
-    t.q = w_.q_heads.data() + (sz(h) * sz(rows.count) + sz(block.row)) * sz(group) * sz(d);
-    t.parts = parts;
-    t.part_count = depth;
-    t.queries = block.count;
-    t.group = group;
-    t.d = d;
-    t.first = block.first;
-    t.scores = scratch.scores.data();
-    t.probs = scratch.probs.data();
-    t.out = w_.attention.data() + sz(block.row) * sz(c_.q_size()) + sz(h) * sz(group) * sz(d);
-    t.out_stride = sz(c_.q_size());
-    t.softcap = c_.softcap;
-    t.window = c_.window(index);
-    k_.attend(t);
-  }
-}
-
-void Forward::head(int member) {
-  int begin, end;
-  split(batch_.slot_count, member, begin, end);
-  float* h = w_.threads[sz(member)].row.data();
-  const float* weight = m_.final_norm_.empty() ? nullptr : m_.final_norm_.data();
-  for (int s = begin; s < end; ++s) {
-    k_.norm(w_.x_slots.data() + sz(s) * sz(c_.hidden), weight, c_.hidden, c_.norm_eps, h);
-    if (hidden_ != nullptr) std::memcpy(hidden_ + sz(s) * sz(c_.hidden), h, sz(c_.hidden) * sizeof(float));
-    for (int r = 0; r < c_.rows; ++r)
-      logits_[sz(s) * sz(c_.rows) + sz(r)] =
-          k_.dot(h, m_.head_.data() + sz(r) * sz(c_.hidden), c_.hidden) + m_.head_bias_[sz(r)];
-  }
+  prepare(member, rows, part, l.o, w_.attention.data() + sz(part.first) * sz(c_.q_size()), c_.q_size(), nullptr, 0);
+  sync(part);
+  gemm(member, part, l.o, rows, branch, add, &l.gate_up);
+  sync(part);
+  if (c_.out_norms) add_normed(member, part, branch, l.attention_out_norm, x);  // the rows that this member prepares
+  prepare(member, rows, part, l.gate_up, x, c_.hidden, &l.post_norm, c_.input_block);
+  sync(part);
+  gemm(member, part, l.gate_up, rows, mlp, c_.gelu ? Epilogue::kGeluMul : Epilogue::kSiluMul, &l.down);
+  sync(part);
+  prepare(member, rows, part, l.down, mlp, c_.intermediate, nullptr, c_.hadamard_block);
+  sync(part);
+  gemm(member, part, l.down, rows, branch, add, following == nullptr ? nullptr : &following->q);
+  sync(part);
+  if (c_.out_norms) add_normed(member, part, branch, l.mlp_out_norm, x);
 }
 
 }  // namespace aegis

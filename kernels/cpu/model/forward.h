@@ -56,23 +56,44 @@ class Forward {
     const std::vector<QueryBlock>* blocks;
   };
 
+  // What a member has of a stage. Few rows: all of them, with the others beside it (rows are split where a stage goes
+  // by row, output channels where it is a GEMM, and a barrier stands between). Many rows: a run of them alone, through
+  // every stage up to the next that needs other rows, so that they stay in its cache and nobody waits; what is in
+  // between (prepared inputs, q, k and v, the MLP's rows) is kept from scratch row `at` on, the same for each run.
+  struct Part {
+    int first, last, at;
+    bool alone;
+  };
+
   void embed(int member);
   void layer(int member, int index);
-  void prepare(int member, const Rows& rows, const Linear& linear, const float* x, int width,
+  template <class F>
+  void in_parts(int member, int count, const F& f);
+  void project(int member, int index, const Rows& rows, const Part& part, bool queries, bool keys);
+  void transform(int member, int index, const Rows& rows, const Part& part);
+  void prepare(int member, const Rows& rows, const Part& part, const Linear& linear, const float* x, int width,
                const std::vector<float>* norm, int hadamard);
-  const void* share_of(const Linear* linear, int member) const;
-  Inputs inputs(const Rows& rows) const;
-  void gemm(int member, const Linear& linear, const Rows& rows, float* out, Epilogue epilogue, const Linear* next);
-  void project_qkv(int member, const Layer& layer, const Rows& q_rows, const Rows& kv_rows);
-  void rotate_q(int member, int index, const Rows& rows);
-  void store_kv(int member, int index);
-  void add_normed(int member, const Rows& rows, const std::vector<float>& norm);
+  Inputs inputs(const Rows& rows, const Part& part) const;
+  float* low_out(const Inputs& in) const;
+  const void* start_of(const Linear* linear, int member, const Part& part) const;
+  void gemm(int member, const Part& part, const Linear& linear, const Rows& rows, float* out, Epilogue epilogue,
+            const Linear* next);
+  void project_qkv(int member, const Layer& layer, const Rows& rows, const Part& part, bool queries, bool keys);
+  void rotate_q(int member, int index, const Rows& rows, const Part& part);
+  void store_kv(int member, int index, const Part& part);
+  void add_normed(int member, const Part& part, const float* branch, const std::vector<float>& norm, float* x);
   void attend(int member, int index, const Rows& rows);
   void head(int member);
 
   int position(int token) const;
   size_t rotary(int layer, int position) const;
   void split(int count, int member, int& begin, int& end) const;
+  void rows_of(int member, const Part& part, int& begin, int& end) const;
+  void columns_of(int member, const Part& part, int half_panels, int& begin, int& end) const;
+  size_t place(int row) const { return static_cast<size_t>(row) * static_cast<size_t>(widest_input_); }
+  void sync(const Part& part) const {
+    if (!part.alone) m_.pool_.barrier();
+  }
 
   Model& m_;
   const Config& c_;
@@ -87,6 +108,7 @@ class Forward {
   // off, and every row of a pass without slots, a policy's, to which all later tokens attend. These few rows made most
   // of the distance to the fp32 parent: margins move by 3 % of their deviation with two digits, by 10 % with one.
   int fine_;
+  int widest_input_, widest_output_;            // of a matrix of a layer
   std::atomic<int> next_task_[2] = {{0}, {0}};  // attention: one counter for even layers, one for odd
 };
 

@@ -22,8 +22,12 @@ GemmSpeed measure_gemm(const Kernels& kernels, int rows, int n, int k, int threa
   uint32_t state = 1;
   for (int8_t& x : w) x = static_cast<int8_t>((state = state * 1664525u + 1013904223u) >> 25);
   const std::vector<float> scale(static_cast<size_t>(n), 1e-3f), a_scale(static_cast<size_t>(rows), 1e-2f);
+  HugePages pages;
   std::vector<Linear> linears(static_cast<size_t>(copies));
-  for (Linear& l : linears) l.pack_int8(w.data(), scale.data(), n, k, RowOrder::kPlain, kernels.activation_offset);
+  for (Linear& l : linears) {
+    l.use(pages);
+    l.pack_int8(w.data(), scale.data(), n, k, RowOrder::kPlain, kernels.activation_offset);
+  }
   std::vector<uint8_t> a(static_cast<size_t>(rows) * static_cast<size_t>(k));
   for (uint8_t& x : a) x = static_cast<uint8_t>((state = state * 1664525u + 1013904223u) >> 24);
   std::vector<float> out(static_cast<size_t>(rows) * static_cast<size_t>(n));

@@ -32,7 +32,14 @@ void Linear::allocate(Scheme scheme, int n, int k, size_t panel_bytes) {
   k_ = k;
   panel_bytes_ = panel_bytes;
   const size_t panels = static_cast<size_t>(n + kPanel - 1) / kPanel;
-  data_ = aligned_bytes(panels * panel_bytes);
+  constexpr size_t kSmall = size_t{64} << 10;
+  const size_t bytes = panels * panel_bytes;
+  if (pages_ != nullptr && bytes >= kSmall) {
+    data_ = pages_->allocate(bytes);
+  } else {
+    own_ = aligned_bytes(bytes);
+    data_ = own_.get();
+  }
   if (int8_input()) {
     scale_ = zeros<float>(panels * kPanel);
     init_ = zeros<int32_t>(panels * kPanel);
@@ -42,7 +49,7 @@ void Linear::allocate(Scheme scheme, int n, int k, size_t panel_bytes) {
 void Linear::pack_int8(const int8_t* weight, const float* scale, int n, int k, RowOrder order, int offset) {
   allocate(Scheme::kInt8, n, k, static_cast<size_t>(k) * kPanel);
   for (int panel = 0; panel * kPanel < n; ++panel) {
-    std::byte* out = data_.get() + static_cast<size_t>(panel) * panel_bytes_;
+    std::byte* out = data_ + static_cast<size_t>(panel) * panel_bytes_;
     for (int lane = 0; lane < kPanel; ++lane) {
       const int row = source_row(panel * kPanel + lane, order);
       int32_t sum = 0;
@@ -66,12 +73,12 @@ void Linear::pack_int4(const uint8_t* nibbles, const uint8_t* group_scale, const
   const size_t groups = static_cast<size_t>(k / group);
   const size_t panels = static_cast<size_t>(n + kPanel - 1) / kPanel;
   group_scale_ = zeros<uint8_t>(panels * groups * kPanel);
-  std::memset(data_.get(), 0x88, panels * panel_bytes_);  // 8 is zero
+  std::memset(data_, 0x88, panels * panel_bytes_);  // 8 is zero
   for (int column = 0; column < n; ++column) {
     const int row = source_row(column, order), panel = column / kPanel, lane = column % kPanel;
     const uint8_t* w = nibbles + static_cast<size_t>(row) * static_cast<size_t>(k) / 2;
     const uint8_t* s = group_scale + static_cast<size_t>(row) * groups;
-    auto* out = reinterpret_cast<uint8_t*>(data_.get()) + static_cast<size_t>(panel) * panel_bytes_;
+    auto* out = reinterpret_cast<uint8_t*>(data_) + static_cast<size_t>(panel) * panel_bytes_;
     int32_t sum = 0;
     for (int i = 0; i < k; ++i) {
       const int nibble = (w[i / 2] >> (i % 2 * 4)) & 15;
@@ -90,7 +97,7 @@ void Linear::pack_int4(const uint8_t* nibbles, const uint8_t* group_scale, const
 void Linear::pack_bf16(const uint16_t* weight, int n, int k, RowOrder order) {
   allocate(Scheme::kBf16, n, k, static_cast<size_t>(k) * kPanel * 2);
   for (int panel = 0; panel * kPanel < n; ++panel) {
-    std::byte* out = data_.get() + static_cast<size_t>(panel) * panel_bytes_;
+    std::byte* out = data_ + static_cast<size_t>(panel) * panel_bytes_;
     for (int lane = 0; lane < kPanel; ++lane) {
       const int row = source_row(panel * kPanel + lane, order);
       const uint16_t* w = weight + static_cast<size_t>(row < 0 ? 0 : row) * static_cast<size_t>(k);
@@ -117,7 +124,7 @@ void Linear::run(const Kernels& kernels, const Inputs& in, float* out, size_t ou
   Gemm g{};
   g.a = in.a;
   g.a_scale = in.scale;
-  g.b = data_.get();
+  g.b = data_;
   g.b_scale = scale;
   g.b_init = init;
   g.bias = as<float>(bias_);
@@ -141,6 +148,7 @@ void Linear::run(const Kernels& kernels, const Inputs& in, float* out, size_t ou
   if (int8_input() && in.low_rows > 0) {
     g.low = &digits;
     g.low_of = in.low_of;
+    g.low_first = in.low_first;
   }
   if (scheme_ == Scheme::kBf16) return kernels.gemm_bf16(g);
   if (scheme_ == Scheme::kInt8) return kernels.gemm_int8(g);
@@ -148,7 +156,7 @@ void Linear::run(const Kernels& kernels, const Inputs& in, float* out, size_t ou
   const size_t groups = static_cast<size_t>(k_ / group_);
   for (int half = begin; half < end;) {
     const int panel = half / 2, stop = (panel + 1) * 2 < end ? (panel + 1) * 2 : end;
-    kernels.unpack_int4(reinterpret_cast<const uint8_t*>(data_.get()) + static_cast<size_t>(panel) * panel_bytes_,
+    kernels.unpack_int4(reinterpret_cast<const uint8_t*>(data_) + static_cast<size_t>(panel) * panel_bytes_,
                         as<uint8_t>(group_scale_) + static_cast<size_t>(panel) * groups * kPanel, k_, group_, scratch);
     // The kernel counts panels from b: shift b so that this panel is the one in scratch.
     g.b = scratch;

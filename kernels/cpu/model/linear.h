@@ -18,7 +18,7 @@ enum class RowOrder {
 };
 
 // Prepared activations: uint8 with the kernels' offset, and a scale a row; or bf16 alone. Of the int8 rows r with
-// low_of[r] >= 0, row low_of[r] of `low` is the second digit.
+// low_of[r] >= 0, row low_of[r] - low_first of `low` is the second digit.
 struct Inputs {
   const void* a;
   const float* scale;
@@ -27,6 +27,7 @@ struct Inputs {
   const float* low_scale;
   int low_rows;
   const int32_t* low_of;
+  int low_first = 0;
 };
 
 // Packed forms, a panel of 64 output channels after the other (the last one padded with zeros):
@@ -34,6 +35,9 @@ struct Inputs {
 //   256 low and value 128 + j high.
 class Linear {
  public:
+  // Where matrices are to be kept (small ones and what belongs to them are not); must outlive this object.
+  void use(HugePages& pages) { pages_ = &pages; }
+
   // Logical weights [n, k], row-major. Sizes are the caller's promise; k % 16 == 0, and k % group == 0.
   // offset: the activation offset of the kernels that will read them.
   void pack_int8(const int8_t* weight, const float* scale, int n, int k, RowOrder order, int offset);
@@ -48,8 +52,8 @@ class Linear {
   int k() const { return k_; }
   int half_panels() const { return (n_ + 31) / 32; }
   int padded() const { return (n_ + kPanel - 1) / kPanel * kPanel; }
-  const void* data() const { return data_.get(); }
-  const void* panel(int i) const { return data_.get() + static_cast<size_t>(i) * panel_bytes_; }
+  const void* data() const { return data_; }
+  const void* panel(int i) const { return data_ + static_cast<size_t>(i) * panel_bytes_; }
 
   // Rows of `in` through half panels [begin, end). scratch: k * 64 bytes a thread, for int4 only. low: f32
   // [in.low_rows, padded()], for int8 inputs only.
@@ -63,7 +67,9 @@ class Linear {
   Scheme scheme_ = Scheme::kNone;
   int n_ = 0, k_ = 0, group_ = 0;
   size_t panel_bytes_ = 0;
-  AlignedBytes data_, scale_, init_, bias_, group_scale_;
+  HugePages* pages_ = nullptr;
+  std::byte* data_ = nullptr;  // in pages_, or own_
+  AlignedBytes own_, scale_, init_, bias_, group_scale_;
 };
 
 }  // namespace aegis

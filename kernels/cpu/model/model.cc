@@ -54,7 +54,10 @@ Model::Model(Config config, int threads)
       kernels_(choose_kernels()),
       layers_(static_cast<size_t>(config_.layers)),
       pool_(threads),
-      workspace_(std::make_shared<Workspace>()) {}
+      workspace_(std::make_shared<Workspace>()) {
+  for (Layer& l : layers_)
+    for (Linear* linear : {&l.q, &l.kv, &l.o, &l.gate_up, &l.down}) linear->use(pages_);
+}
 
 Linear& Model::linear(int i, const std::string& name) {
   if (i < 0 || i >= config_.layers) throw std::invalid_argument("no layer " + std::to_string(i));

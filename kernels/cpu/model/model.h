@@ -68,6 +68,7 @@ class Model {
 
   Config config_;
   const Kernels& kernels_;
+  HugePages pages_;  // of the layers' matrices
   std::vector<Layer> layers_;
   std::vector<float> final_norm_, head_, head_bias_;
   const uint16_t* embedding_ = nullptr;

@@ -121,14 +121,17 @@ struct AttentionOp {
     }
   };
 
-  // In place softmax numerators of one row as bf16; returns the sum of what was stored.
-  static float softmax(float* s, int n, uint16_t* p) {
+  // Softmax numerators of one row, as bf16.
+  static void numerators(const float* s, int n, uint16_t* p) {
     F largest = V::load(s);
     for (int i = 16; i < n; i += 16) largest = V::max(largest, V::load(s + i));
     constexpr float kLog2E = 1.44269504f;
     const F factor = V::set1(kLog2E), shift = V::set1(-kLog2E * V::max_lane(largest));
     for (int i = 0; i < n; i += 16) V::store_bf16(p + i, Math<V>::exp2_bf16(V::fma(V::load(s + i), factor, shift)));
-    // Of the rounded weights, so that they add up to one. A dot product with ones: pairs at once, no conversion.
+  }
+
+  // Of the rounded weights, so that they add up to one. A dot product with ones: pairs at once, no conversion.
+  static float sum(const uint16_t* p, int n) {
     static constexpr uint16_t kOnes[2] = {0x3f80, 0x3f80};
     const uint16_t* hidden = kOnes;
     asm("" : "+r"(hidden));  // GCC 12 for ARM makes of a bf16 one that it can see the immediate of an fp16 one
@@ -192,8 +195,10 @@ struct AttentionOp {
             V::store(s + start + b, V::first(V::load(s + start + b), seen - b, hidden));
           start += padded(n);
         }
-        inverse[j] = 1.0f / softmax(s, width, t.probs + static_cast<size_t>(r + j) * stride);
+        numerators(s, width, t.probs + static_cast<size_t>(r + j) * stride);
       }
+      // Once all are stored: a sum right behind its row's stores would wait for each pair of them to leave the core.
+      for (int j = 0; j < height; ++j) inverse[j] = 1.0f / sum(t.probs + static_cast<size_t>(r + j) * stride, width);
       const ValuesCall call{t, t.probs + static_cast<size_t>(r) * stride, stride, inverse, r};
       of_rows<kRows>(height, call);
     }

@@ -91,7 +91,7 @@ struct GemmOp {
     ahead.p = next;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const int low = g.low == nullptr ? -1 : g.low_of[row + r];
+      const int low = g.low == nullptr ? -1 : g.low_of[row + r] - g.low_first;
       F v[C];
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) {

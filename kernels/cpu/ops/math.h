@@ -36,10 +36,17 @@ struct Math {
     return V::scale(p, n);
   }
 
-  // x * sigmoid(x)
+  // x * sigmoid(x) = x / (1 + 2^t), t = -x / ln 2, to be quantised: 2^f, |f| <= 1/2, by the polynomial of degree 4 with
+  // the least relative error, 2.6e-6; t is off by 2^-24 of itself, so up to 5e-6 of the result at x = -87. Of Inf it
+  // makes NaN or Inf.
   static F silu(F x) {
-    const F one = V::set1(1.0f);
-    return V::div(x, V::add(one, exp(V::sub(V::zero(), x))));
+    const F t = V::min(V::mul(x, V::set1(-1.44269504f)), V::set1(127.0f));
+    const F n = V::round(t), f = V::sub(t, n);
+    F p = V::fma(V::set1(0.00957010210f), f, V::set1(0.0559178591f));
+    p = V::fma(p, f, V::set1(0.240247443f));
+    p = V::fma(p, f, V::set1(0.693121791f));
+    p = V::fma(p, f, V::set1(0.999999285f));
+    return V::div(x, V::add(V::set1(1.0f), V::scale(p, n)));
   }
 
   // 0.5 x (1 + tanh(u)) = x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) (arXiv 1606.08415)

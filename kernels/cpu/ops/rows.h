@@ -86,11 +86,16 @@ struct Rows {
   }
 
   // Walsh-Hadamard transform of one block, out = H x in Sylvester order, not normalised. The levels of width 1 to 8
-  // stay inside a vector: x +- its neighbour is one shuffle and one fma with signs. The wider ones run across
-  // vectors, two levels at a time, which halves their loads and stores.
+  // stay inside a vector: x +- its neighbour is one shuffle and one fma with signs. The wider ones run across vectors:
+  // three levels on what was just loaded where there are so many, then two levels at a time.
   static void transform(const float* x, int block, float* out) {
-    for (int i = 0; i < block; i += 16) V::store(out + i, transform16(V::load(x + i)));
     int width = 16;
+    if (block >= 128) {
+      for (int i = 0; i < block; i += 128) transform128(x + i, out + i);
+      width = 128;
+    } else {
+      for (int i = 0; i < block; i += 16) V::store(out + i, transform16(V::load(x + i)));
+    }
     for (; width * 2 < block; width *= 4)
       for (int i = 0; i < block; i += 4 * width)
         for (int j = i; j < i + width; j += 16) {
@@ -109,6 +114,23 @@ struct Rows {
           V::store(out + j, V::add(a, b));
           V::store(out + j + width, V::sub(a, b));
         }
+  }
+
+  static void transform128(const float* x, float* out) {
+    F v[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) v[i] = transform16(V::load(x + 16 * i));
+#pragma GCC unroll 3
+    for (int step = 1; step < 8; step *= 2)
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i)
+        if ((i & step) == 0) {
+          const F a = v[i], b = v[i + step];
+          v[i] = V::add(a, b);
+          v[i + step] = V::sub(a, b);
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) V::store(out + 16 * i, v[i]);
   }
 
   static F transform16(F a) {

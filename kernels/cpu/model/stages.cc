@@ -1,0 +1,263 @@
+// What the stages of a forward pass do; their order is in forward.cc.
+#include <cmath>
+#include <cstring>
+
+#include "model/forward.h"
+
+namespace aegis {
+namespace {
+
+size_t sz(int n) { return static_cast<size_t>(n); }
+
+}  // namespace
+
+int Forward::position(int token) const {
+  const int s = w_.segment_of[sz(token)];
+  return tree_.node(first_node_ + s).start + token - batch_.offsets[s];
+}
+
+// Where the cos and sin of a position begin.
+size_t Forward::rotary(int layer, int position) const {
+  return (sz(c_.rope(layer)) * sz(w_.positions) + sz(position)) * sz(c_.head_dim / 2);
+}
+
+void Forward::split(int count, int member, int& begin, int& end) const {
+  const int64_t threads = m_.threads();
+  begin = static_cast<int>(int64_t{count} * member / threads);
+  end = static_cast<int>(int64_t{count} * (member + 1) / threads);
+}
+
+// The rows of a part that this member works on where a stage goes by row.
+void Forward::rows_of(int member, const Part& part, int& begin, int& end) const {
+  split(part.alone ? 0 : part.last - part.first, member, begin, end);
+  begin = part.alone ? part.first : part.first + begin;
+  end = part.alone ? part.last : part.first + end;
+}
+
+// Its share of a matrix's half panels.
+void Forward::columns_of(int member, const Part& part, int half_panels, int& begin, int& end) const {
+  split(half_panels, member, begin, end);
+  if (part.alone) begin = 0, end = half_panels;
+}
+
+void Forward::embed(int member) {
+  int begin, end;
+  split(batch_.tokens(), member, begin, end);
+  for (int t = begin; t < end; ++t)
+    k_.from_bf16(m_.embedding_ + sz(batch_.ids[t]) * sz(c_.hidden), c_.hidden, w_.x.data() + sz(t) * sz(c_.hidden));
+}
+
+void Forward::add_normed(int member, const Part& part, const float* branch, const std::vector<float>& norm, float* x) {
+  int begin, end;
+  rows_of(member, part, begin, end);
+  for (int r = begin - part.first; r < end - part.first; ++r)
+    k_.norm_add(branch + sz(r) * sz(c_.hidden), norm.data(), c_.hidden, c_.norm_eps, x + sz(r) * sz(c_.hidden));
+}
+
+// Rows of fp32 (x: the part's first) -> what `linear` multiplies: int8 and a scale a row, or bf16. norm: RMSNorm first
+// (empty: weights of one); hadamard: then a transform in blocks.
+void Forward::prepare(int member, const Rows& rows, const Part& part, const Linear& linear, const float* x, int width,
+                      const std::vector<float>* norm, int hadamard) {
+  int begin, end;
+  rows_of(member, part, begin, end);
+  const Inputs in = inputs(rows, part);
+  std::byte *a = rows.a + place(part.at) * 2, *low_a = rows.low + place(in.low_first);
+  float *a_scale = rows.a_scale + part.at, *low_scale = rows.low_scale + in.low_first;
+  const float* weight = norm == nullptr || norm->empty() ? nullptr : norm->data();
+  float* scratch = w_.threads[sz(member)].row.data();
+  for (int r = begin - part.first; r < end - part.first; ++r) {
+    const float* row = x + sz(r) * sz(width);
+    if (norm != nullptr && hadamard != 0) {
+      k_.norm(row, weight, width, c_.norm_eps, scratch);
+      row = scratch;  // the transform works in place
+    }
+    if (linear.int8_input()) {
+      auto* out = reinterpret_cast<uint8_t*>(a) + sz(r) * sz(width);
+      const int fine = in.low_of[r] < 0 ? -1 : in.low_of[r] - in.low_first;
+      auto* low = fine < 0 ? nullptr : reinterpret_cast<uint8_t*>(low_a) + sz(fine) * sz(width);
+      if (hadamard != 0)
+        k_.hadamard_int8(row, width, hadamard, scratch, out, a_scale + r, low);
+      else if (norm != nullptr)
+        k_.norm_int8(row, weight, width, c_.norm_eps, out, a_scale + r, low);
+      else
+        k_.quantise(row, width, out, a_scale + r, low);
+      if (fine >= 0) low_scale[fine] = a_scale[r] / kLowSteps;
+    } else {
+      if (hadamard != 0) {
+        k_.hadamard(row, width, hadamard, scratch);
+        row = scratch;
+      }
+      auto* out = reinterpret_cast<uint16_t*>(a) + sz(r) * sz(width);
+      if (norm != nullptr && hadamard == 0)
+        k_.norm_bf16(row, weight, width, c_.norm_eps, out);
+      else
+        k_.to_bf16(row, width, out);
+    }
+  }
+}
+
+// Where the prepared rows of a part stand. A member that has its part to itself may be at a wider matrix than the
+// others: its place is counted in rows of the widest.
+Inputs Forward::inputs(const Rows& rows, const Part& part) const {
+  Inputs in{};
+  in.a = rows.a + place(part.at) * 2;
+  in.scale = rows.a_scale + part.at;
+  in.rows = part.last - part.first;
+  in.low_of = rows.low_of.data() + part.first;
+  for (int r = 0; r < in.rows; ++r)  // second digits stand in the order of their rows
+    if (in.low_of[r] >= 0 && in.low_rows++ == 0) in.low_first = in.low_of[r];
+  in.low = rows.low + place(in.low_first);
+  in.low_scale = rows.low_scale + in.low_first;
+  return in;
+}
+
+// What the second digits of a part give.
+float* Forward::low_out(const Inputs& in) const { return w_.low_out.data() + sz(in.low_first) * sz(widest_output_); }
+
+// Where this member will start reading `linear`: for prefetching.
+const void* Forward::start_of(const Linear* linear, int member, const Part& part) const {
+  if (linear == nullptr) return nullptr;
+  int begin, end;
+  columns_of(member, part, linear->half_panels(), begin, end);
+  return linear->panel(begin / 2);
+}
+
+void Forward::gemm(int member, const Part& part, const Linear& linear, const Rows& rows, float* out, Epilogue epilogue,
+                   const Linear* next) {
+  int begin, end;
+  columns_of(member, part, linear.half_panels(), begin, end);
+  const int width = is_gated(epilogue) ? linear.n() / 2 : linear.n();
+  const Inputs in = inputs(rows, part);
+  linear.run(k_, in, out, sz(width), epilogue, begin, end, start_of(next, member, part),
+             w_.threads[sz(member)].panel.data(), low_out(in));
+}
+
+// One stage for both: the half panels of q, then those of k and v, in one list.
+void Forward::project_qkv(int member, const Layer& l, const Rows& rows, const Part& part, bool queries, bool keys) {
+  const int q = queries ? l.q.half_panels() : 0;
+  int begin, end;
+  columns_of(member, part, q + (keys ? l.kv.half_panels() : 0), begin, end);
+  int8_t* scratch = w_.threads[sz(member)].panel.data();
+  const Inputs in = inputs(rows, part);
+  if (begin < q)
+    l.q.run(k_, in, w_.q.data() + sz(part.at) * sz(c_.q_size()), sz(c_.q_size()), Epilogue::kStore, begin,
+            end < q ? end : q, end > q ? l.kv.data() : start_of(&l.o, member, part), scratch, low_out(in));
+  if (end > q)
+    l.kv.run(k_, in, w_.kv.data() + sz(part.at) * sz(2 * c_.kv_size()), sz(2 * c_.kv_size()), Epilogue::kStore,
+             begin > q ? begin - q : 0, end - q, start_of(&l.o, member, part), scratch,
+             low_out(in) + sz(in.low_rows) * sz(l.q.padded()));
+}
+
+// q f32 [row, head, d] -> bf16 [kv head, row, head of the group, d], rotated and scaled by 1 / sqrt(d).
+void Forward::rotate_q(int member, int index, const Rows& rows, const Part& part) {
+  int begin, end;
+  rows_of(member, part, begin, end);
+  const int d = c_.head_dim;
+  const float* norm = c_.qk_norm ? m_.layers_[sz(index)].q_norm.data() : nullptr;
+  float* normed = w_.threads[sz(member)].row.data();
+  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  for (int r = begin; r < end; ++r) {
+    const int p = position(rows.blocks == &w_.blocks ? r : batch_.slots[r]);
+    const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
+    for (int h = 0; h < c_.heads; ++h) {
+      const int kv_head = h / c_.group(), g = h % c_.group();
+      const size_t row = (sz(kv_head) * sz(rows.count) + sz(r)) * sz(c_.group()) + sz(g);
+      const float* q = w_.q.data() + (sz(part.at + r - part.first) * sz(c_.heads) + sz(h)) * sz(d);
+      if (norm != nullptr) {
+        k_.norm(q, norm, d, c_.norm_eps, normed);
+        q = normed;
+      }
+      k_.rope(q, d, cos, sin, scale, w_.q_heads.data() + row * sz(d));
+    }
+  }
+}
+
+// Keys (rotated) and values of every token, into its node, in the layout that attention reads. The last token of a
+// node zeroes the padding behind it: its weights are 0, and 0 times garbage must be 0.
+void Forward::store_kv(int member, int index, const Part& part) {
+  const int d = c_.head_dim, half = d / 2, width = 2 * c_.kv_size();
+  const float* norm = c_.qk_norm ? m_.layers_[sz(index)].k_norm.data() : nullptr;
+  auto* rotated = reinterpret_cast<uint16_t*>(w_.threads[sz(member)].row.data());
+  float* normed = w_.threads[sz(member)].row.data() + d;  // behind what is rotated
+  int begin, end;
+  rows_of(member, part, begin, end);
+  for (int t = begin; t < end; ++t) {
+    const int s = w_.segment_of[sz(t)];
+    const Node& node = tree_.node(first_node_ + s);
+    const int i = t - batch_.offsets[s], p = node.start + i;
+    const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
+    for (int h = 0; h < c_.kv_heads; ++h) {
+      const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
+      const float* k = w_.kv.data() + sz(part.at + t - part.first) * sz(width) + sz(h) * sz(d);
+      // The node's memory is this pass's own until it returns.
+      uint16_t* keys =
+          const_cast<uint16_t*>(node.k) + plane * key_size(node.n, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
+      if (norm != nullptr) k_.norm(k, norm, d, c_.norm_eps, normed);
+      k_.rope(norm != nullptr ? normed : k, d, cos, sin, 1.0f, rotated);
+      for (int j = 0; j < half; ++j) std::memcpy(keys + sz(j) * 32, rotated + 2 * j, 4);
+      uint16_t* values =
+          const_cast<uint16_t*>(node.v) + plane * value_size(node.n, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
+      k_.to_bf16(k + c_.kv_size(), d, rotated);
+      for (int j = 0; j < d; ++j) values[2 * j] = rotated[j];
+      if (i + 1 < node.n) continue;
+      for (int lane = i % 16 + 1; lane < 16; ++lane)
+        for (int j = 0; j < half; ++j) std::memset(keys + (lane - i % 16) * 2 + sz(j) * 32, 0, 4);
+      if (i % 2 == 0)
+        for (int j = 0; j < d; ++j) values[2 * j + 1] = 0;
+    }
+  }
+}
+
+void Forward::attend(int member, int index, const Rows& rows) {
+  auto& scratch = w_.threads[sz(member)];
+  const int d = c_.head_dim, group = c_.group();
+  const int tasks = static_cast<int>(rows.blocks->size()) * c_.kv_heads;
+  std::atomic<int>& counter = next_task_[index % 2];
+  for (int task; (task = counter.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+    // The last blocks of a segment see the most keys: they go first.
+    const QueryBlock& block = (*rows.blocks)[rows.blocks->size() - 1 - sz(task / c_.kv_heads)];
+    const int h = task % c_.kv_heads;
+    const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
+    int depth = 0;
+    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
+    KvPart* parts = scratch.parts.data();
+    int place = depth;
+    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) {
+      const Node& node = tree_.node(i);
+      if (node.n == 0) continue;  // an empty root
+      parts[--place] = {node.k + plane * key_size(node.n, d), node.v + plane * value_size(node.n, d), node.n,
+                        node.start};
+    }
+    Attention t;
+    t.q = w_.q_heads.data() + (sz(h) * sz(rows.count) + sz(block.row)) * sz(group) * sz(d);
+    t.parts = parts;
+    t.part_count = depth;
+    t.queries = block.count;
+    t.group = group;
+    t.d = d;
+    t.first = block.first;
+    t.scores = scratch.scores.data();
+    t.probs = scratch.probs.data();
+    t.out = w_.attention.data() + sz(block.row) * sz(c_.q_size()) + sz(h) * sz(group) * sz(d);
+    t.out_stride = sz(c_.q_size());
+    t.softcap = c_.softcap;
+    t.window = c_.window(index);
+    k_.attend(t);
+  }
+}
+
+void Forward::head(int member) {
+  int begin, end;
+  split(batch_.slot_count, member, begin, end);
+  float* h = w_.threads[sz(member)].row.data();
+  const float* weight = m_.final_norm_.empty() ? nullptr : m_.final_norm_.data();
+  for (int s = begin; s < end; ++s) {
+    k_.norm(w_.x_slots.data() + sz(s) * sz(c_.hidden), weight, c_.hidden, c_.norm_eps, h);
+    if (hidden_ != nullptr) std::memcpy(hidden_ + sz(s) * sz(c_.hidden), h, sz(c_.hidden) * sizeof(float));
+    for (int r = 0; r < c_.rows; ++r)
+      logits_[sz(s) * sz(c_.rows) + sz(r)] =
+          k_.dot(h, m_.head_.data() + sz(r) * sz(c_.hidden), c_.hidden) + m_.head_bias_[sz(r)];
+  }
+}
+
+}  // namespace aegis
