@@ -20,7 +20,7 @@ from aegis_edge.decision import Outcome, Verdict
 from aegis_edge.encoding import ContentEncoder, Encoded
 from aegis_edge.errors import AegisError, InputError, UnsafeError
 from aegis_edge.families.plan import RESPONSE
-from aegis_edge.growth import Growth
+from aegis_edge.growth import Growth, common
 from aegis_edge.passes import CHUNK_TOKENS, Passes
 from aegis_edge.reading import Part, Reader
 from aegis_edge.scoring import IdArray
@@ -66,7 +66,7 @@ class Stream:
             self.text += self._decoded(chunk)
             self._conversation = Conversation(self._conversation.prompt, self.text)
             ids = self._raw.ids(self._joined())
-            if len(ids) - _common(ids, self._judged) >= self._every:
+            if len(ids) - common(ids, self._judged) >= self._every:
                 self._update(ids)
         return self.verdict
 
@@ -227,13 +227,6 @@ class _GrowingIds:
                     self._settled += tail[: ends[-1]]
                     self._settled_ids = np.concatenate([self._settled_ids, before])
         return found
-
-
-def _common(a: IdArray, b: IdArray) -> int:
-    """Length of the longest beginning that two texts' ids share."""
-    n = min(len(a), len(b))
-    differing = np.flatnonzero(a[:n] != b[:n])
-    return int(differing[0]) if len(differing) else n
 
 
 def _may_grow(part: Part) -> bool:

@@ -1,5 +1,6 @@
 #include "model/forward.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -23,11 +24,11 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
       w_(*model.workspace_),
       logits_(logits),
       hidden_(hidden),
-      first_node_(tree.size()),
       fine_(batch.fine ? batch.tokens() : batch.slot_count) {
   const int tokens = batch.tokens(), slots = batch.slot_count;
   w_.blocks.clear();
   w_.slot_blocks.clear();
+  w_.places.clear();
   w_.segment_of.resize(sz(tokens));
   w_.low_of.assign(sz(tokens), -1);
   w_.slot_low_of.resize(sz(slots));
@@ -36,19 +37,32 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   int longest = 0, positions = 0, slot = 0, depth = 1;
   for (int s = 0; s < batch.segments; ++s) {
     const int begin = batch.offsets[s], n = batch.offsets[s + 1] - begin;
-    const int id = tree.add(batch.parents[s], n, c_.layers * c_.kv_heads, c_.head_dim);
+    int id = batch.parents[s], first = 0;
+    if (batch.grows(s)) {
+      first = batch.kept[s];
+      tree.resize(id, first + n);
+    } else {
+      const int room = batch.room == nullptr ? n : std::max(n, batch.room[s]);
+      id = tree.add(id, n, room, c_.layers * c_.kv_heads, c_.head_dim);
+    }
+    w_.places.push_back({id, first});
     for (int t = 0; t < n; ++t) w_.segment_of[sz(begin + t)] = s;
-    for (int t = 0; t < n; t += kQueryBlock)
-      w_.blocks.push_back({s, t, n - t < kQueryBlock ? n - t : kQueryBlock, begin + t});
+    add_blocks(w_.places.back(), n, begin);
     for (; slot < slots && batch.slots[slot] < begin + n; ++slot)
-      w_.slot_blocks.push_back({s, batch.slots[slot] - begin, 1, slot});
+      w_.slot_blocks.push_back({id, first + batch.slots[slot] - begin, 1, slot});
     int padded = 0, nodes = 0;
     for (int i = id; i >= 0; i = tree.node(i).parent, ++nodes) padded += (tree.node(i).n + 15) / 16 * 16;
     longest = padded > longest ? padded : longest;
     depth = nodes > depth ? nodes : depth;
-    const int end = tree.node(id).start + n;
+    const int end = tree.node(id).start + first + n;
     positions = end > positions ? end : positions;
   }
+
+  // The most work first, so that the threads end together. No two compare equal: a task's place is the same each time.
+  std::sort(w_.blocks.begin(), w_.blocks.end(), [&](const QueryBlock& a, const QueryBlock& b) {
+    const auto work = [&](const QueryBlock& x) { return int64_t{x.count} * (tree.node(x.node).start + x.first + 16); };
+    return work(a) != work(b) ? work(a) > work(b) : a.row < b.row;
+  });
 
   const auto widest = [](int a, int b) { return a > b ? a : b; };
   const int input = widest(widest(c_.hidden, c_.q_size()), c_.intermediate);
@@ -73,7 +87,7 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
       widest(widest(l.q.padded() + l.kv.padded(), l.o.padded()), widest(l.gate_up.padded(), l.down.padded()));
   w_.low_out.reserve(sz(fine_) * sz(output));
   w_.threads.resize(sz(m_.threads()));
-  const size_t score_rows = sz(kQueryBlock) * sz(c_.group());
+  const size_t score_rows = sz(std::min(kQueryBlock * c_.group(), kMaxTileRows));
   for (auto& t : w_.threads) {
     t.scores.reserve(score_rows * sz(longest));
     t.probs.reserve(score_rows * sz(longest));
@@ -99,9 +113,23 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   }
 }
 
+// A segment's n tokens, the first of them row `row`, in blocks of even size. No block crosses a multiple of 16 of its
+// node's tokens: a query sums over whole blocks of 16 keys, up to that of its block's last query.
+void Forward::add_blocks(const Place& place, int n, int row) {
+  for (int t = 0; t < n;) {
+    const int size = std::min(n - t, 16 - (place.first + t) % 16), count = (size + kQueryBlock - 1) / kQueryBlock;
+    for (int i = 0; i < count; ++i) {
+      const int begin = t + size * i / count, end = t + size * (i + 1) / count;
+      w_.blocks.push_back({place.node, place.first + begin, end - begin, row + begin});
+    }
+    t += size;
+  }
+}
+
 int Forward::position(int token) const {
   const int s = w_.segment_of[sz(token)];
-  return tree_.node(first_node_ + s).start + token - batch_.offsets[s];
+  const Place& place = w_.places[sz(s)];
+  return tree_.node(place.node).start + place.first + token - batch_.offsets[s];
 }
 
 // Where the cos and sin of a position begin.
@@ -302,20 +330,20 @@ void Forward::store_kv(int member, int index) {
   split(batch_.tokens(), member, begin, end);
   for (int t = begin; t < end; ++t) {
     const int s = w_.segment_of[sz(t)];
-    const Node& node = tree_.node(first_node_ + s);
-    const int i = t - batch_.offsets[s], p = node.start + i;
+    const Node& node = tree_.node(w_.places[sz(s)].node);
+    const int i = w_.places[sz(s)].first + t - batch_.offsets[s], p = node.start + i;
     const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
     for (int h = 0; h < c_.kv_heads; ++h) {
       const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
       const float* k = w_.kv.data() + sz(t) * sz(width) + sz(h) * sz(d);
       // The node's memory is this pass's own until it returns.
       uint16_t* keys =
-          const_cast<uint16_t*>(node.k) + plane * key_size(node.n, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
+          const_cast<uint16_t*>(node.k) + plane * key_size(node.room, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
       if (norm != nullptr) k_.norm(k, norm, d, c_.norm_eps, normed);
       k_.rope(norm != nullptr ? normed : k, d, cos, sin, 1.0f, rotated);
       for (int j = 0; j < half; ++j) std::memcpy(keys + sz(j) * 32, rotated + 2 * j, 4);
       uint16_t* values =
-          const_cast<uint16_t*>(node.v) + plane * value_size(node.n, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
+          const_cast<uint16_t*>(node.v) + plane * value_size(node.room, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
       k_.to_bf16(k + c_.kv_size(), d, rotated);
       for (int j = 0; j < d; ++j) values[2 * j] = rotated[j];
       if (i + 1 < node.n) continue;
@@ -330,21 +358,21 @@ void Forward::store_kv(int member, int index) {
 void Forward::attend(int member, int index, const Rows& rows) {
   auto& scratch = w_.threads[sz(member)];
   const int d = c_.head_dim, group = c_.group();
-  const int tasks = static_cast<int>(rows.blocks->size()) * c_.kv_heads;
+  const int blocks = static_cast<int>(rows.blocks->size()), tasks = blocks * c_.kv_heads;
   std::atomic<int>& counter = next_task_[index % 2];
   for (int task; (task = counter.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-    // The last blocks of a segment see the most keys: they go first.
-    const QueryBlock& block = (*rows.blocks)[rows.blocks->size() - 1 - sz(task / c_.kv_heads)];
-    const int h = task % c_.kv_heads;
+    // A head's blocks follow each other: they find its keys and values in L2 or L3.
+    const QueryBlock& block = (*rows.blocks)[sz(task % blocks)];
+    const int h = task / blocks;
     const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
     int depth = 0;
-    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
+    for (int i = block.node; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
     KvPart* parts = scratch.parts.data();
     int place = depth;
-    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) {
+    for (int i = block.node; i >= 0; i = tree_.node(i).parent) {
       const Node& node = tree_.node(i);
       if (node.n == 0) continue;  // an empty root
-      parts[--place] = {node.k + plane * key_size(node.n, d), node.v + plane * value_size(node.n, d), node.n,
+      parts[--place] = {node.k + plane * key_size(node.room, d), node.v + plane * value_size(node.room, d), node.n,
                         node.start};
     }
     Attention t;

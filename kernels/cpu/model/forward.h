@@ -8,12 +8,23 @@
 
 namespace aegis {
 
-// A block of consecutive queries of one segment; every KV head is a task of its own.
+// A block of consecutive queries of one node; every KV head is a task of its own.
 struct QueryBlock {
-  int segment;
-  int first;  // of the segment's tokens
+  int node;
+  int first;  // of the node's tokens
   int count;
   int row;  // first row of q and of the output
+};
+
+// Where a segment's tokens are: in `node`, from token `first` on.
+struct Place {
+  int node, first;
+};
+
+// A node that a batch makes longer: its tokens before, and its depth past its last token after.
+struct Grown {
+  int node, before;
+  int64_t end;
 };
 
 // Scratch of a model, kept between passes.
@@ -30,9 +41,11 @@ struct Model::Workspace {
   };
   std::vector<PerThread> threads;
   std::vector<QueryBlock> blocks, slot_blocks;
+  std::vector<Place> places;                      // of each segment
   std::vector<int> segment_of;                    // of each token
   std::vector<int32_t> low_of, slot_low_of;       // of each token and slot: its row of second digits, or -1
-  std::vector<int64_t> ends;                      // of each segment: its depth past its last token
+  std::vector<int64_t> ends;                      // of each new node: its depth past its last token
+  std::vector<Grown> grown;
   std::vector<int32_t> part_offsets, part_slots;  // of the part of a batch that is computed
   int positions = 0;                              // rows of each table of cos and sin that are filled
 };
@@ -70,6 +83,7 @@ class Forward {
   void attend(int member, int index, const Rows& rows);
   void head(int member);
 
+  void add_blocks(const Place& place, int n, int row);
   int position(int token) const;
   size_t rotary(int layer, int position) const;
   void split(int count, int member, int& begin, int& end) const;
@@ -82,7 +96,6 @@ class Forward {
   Model::Workspace& w_;
   float* logits_;
   float* hidden_;
-  int first_node_;
   // Rows whose int8 inputs have two digits (16 bits in effect): the slots, whose own rounding errors the head reads
   // off, and every row of a pass without slots, a policy's, to which all later tokens attend. These few rows made most
   // of the distance to the fp32 parent: margins move by 3 % of their deviation with two digits, by 10 % with one.

@@ -1,8 +1,9 @@
 // Attention over a path of the token tree: two small GEMMs over panels that the KV cache is stored in.
 //
 // Scores of all keys of all ancestors stand side by side in one row (each node padded to 16 keys), one
-// softmax over the row, then one product with the values, node after node. A row's arithmetic depends on its
-// path in the tree alone, never on which rows share its tile or its batch.
+// softmax over the row, then one product with the values, node after node. All of it for one tile of rows before the
+// next: its scores stay in L1, and keys and values, which the first tile brought into L2, are what streams. A row's
+// arithmetic depends on its path in the tree alone, never on which rows share its tile or its batch.
 #pragma once
 
 #include "isa/kernels.h"
@@ -15,6 +16,10 @@ template <class V>
 struct AttentionOp {
   using F = typename V::F;
   static constexpr int kRows = V::kTileRows, kVectors = V::kTileVectors;
+  static_assert(kRows <= kMaxTileRows);
+  // Elements from what is multiplied to what is fetched meanwhile: 8 KB, 64 keys of 64. A long conversation's keys and
+  // values do not stay in L3 beside the weights.
+  static constexpr size_t kAhead = 4096;
 
   // Keys of part p that some query of this task sees.
   static int visible(const Attention& t, int p) {
@@ -33,6 +38,8 @@ struct AttentionOp {
       typename V::B2 bv[C];
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) bv[c] = V::load2(b + vector * static_cast<size_t>(c));
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) V::prefetch(b + vector * static_cast<size_t>(c) + kAhead);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const auto av = V::broadcast2(a + static_cast<size_t>(r) * lda);
@@ -159,29 +166,22 @@ struct AttentionOp {
     for (int i = 0; i < t.part_count; ++i) width += padded(visible(t, i));
     const size_t stride = static_cast<size_t>(width);
 
-    int offset = 0;
-    for (int i = 0; i < t.part_count; ++i) {
-      const int n = visible(t, i);
-      for (int r = 0; r < rows; r += kRows) {
-        const ScoresCall call{t.q + static_cast<size_t>(r) * t.d,
-                              t.d,
-                              t.parts[i].k,
-                              t.scores + static_cast<size_t>(r) * stride + offset,
-                              stride,
-                              padded(n) / 16};
-        of_rows<kRows>(rows - r < kRows ? rows - r : kRows, call);
-      }
-      offset += padded(n);
-    }
-
     const bool limited = t.softcap > 0.0f || t.window > 0;
     const int position = t.parts[t.part_count - 1].start + t.first;  // of the first query
     const F hidden = V::set1(-1e30f);
-    for (int r = 0; r < rows; r += kRows) {
-      const int height = rows - r < kRows ? rows - r : kRows;
+    const int tiles = (rows + kRows - 1) / kRows;  // of even height
+    for (int tile = 0, r = 0; tile < tiles; ++tile) {
+      const int height = rows * (tile + 1) / tiles - r;
+      float* s = t.scores;
+      for (int i = 0; i < t.part_count; ++i) {
+        const int n = padded(visible(t, i));
+        const ScoresCall call{t.q + static_cast<size_t>(r) * t.d, t.d, t.parts[i].k, s, stride, n / 16};
+        of_rows<kRows>(height, call);
+        s += n;
+      }
       float inverse[kRows];
       for (int j = 0; j < height; ++j) {
-        float* s = t.scores + static_cast<size_t>(r + j) * stride;
+        s = t.scores + static_cast<size_t>(j) * stride;
         if (limited) limit(t, s, width, position + (r + j) / t.group - t.window + 1);
         int start = 0;
         for (int i = 0; i < t.part_count; ++i) {
@@ -192,10 +192,11 @@ struct AttentionOp {
             V::store(s + start + b, V::first(V::load(s + start + b), seen - b, hidden));
           start += padded(n);
         }
-        inverse[j] = 1.0f / softmax(s, width, t.probs + static_cast<size_t>(r + j) * stride);
+        inverse[j] = 1.0f / softmax(s, width, t.probs + static_cast<size_t>(j) * stride);
       }
-      const ValuesCall call{t, t.probs + static_cast<size_t>(r) * stride, stride, inverse, r};
+      const ValuesCall call{t, t.probs, stride, inverse, r};
       of_rows<kRows>(height, call);
+      r += height;
     }
   }
 
