@@ -43,7 +43,7 @@ class _Node:
         n = len(self.ids)
         if slots != self.slots or n > len(ids) or (n < len(ids) and (slots or n % BLOCK)):
             return False
-        return bool(np.array_equal(self.ids, ids[:n]))
+        return bool((self.ids == ids[:n]).all())
 
 
 @dataclass(frozen=True, eq=False)

@@ -211,9 +211,15 @@ class _GrowingIds:
     def __init__(self, encoder: ContentEncoder) -> None:
         self._encoder = encoder
         self._settled, self._settled_ids = "", np.zeros(0, np.int32)
+        self._last: tuple[str, IdArray] | None = None
 
     def ids(self, text: str) -> IdArray:
         """int32 [n]: those of the whole text."""
+        if self._last is None or self._last[0] != text:
+            self._last = text, self._found(text)
+        return self._last[1]
+
+    def _found(self, text: str) -> IdArray:
         if not text.startswith(self._settled):
             self._settled, self._settled_ids = "", np.zeros(0, np.int32)
         tail = text[len(self._settled) :]
