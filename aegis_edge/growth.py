@@ -20,7 +20,7 @@ from aegis_edge.passes import Asked, Passes, Reading, extend
 from aegis_edge.scoring import IdArray, LogitArray, Segment, Tree
 
 BLOCK = 16
-ROOM = 64  # a growing node's is a multiple of it: four blocks, a whole tile of keys in the compiled runtime
+ROOM = 128  # a growing node's is a multiple of it: most chunks go on in the node that there is
 
 
 @dataclass(eq=False)

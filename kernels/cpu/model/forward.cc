@@ -7,9 +7,9 @@
 namespace aegis {
 namespace {
 
-// 8 queries by 3 heads a KV head are 24 rows: four tiles of 6, enough to reuse keys from L1, few enough that
-// 16 tokens still make 6 tasks for 2 threads.
-constexpr int kQueryBlock = 8;
+// 9 queries by 3 heads a KV head are 27 rows: five tiles, enough to reuse keys from L2, few enough that 16 tokens and
+// their verdict still make 6 even tasks for 2 threads.
+constexpr int kQueryBlock = 9;
 
 size_t sz(int n) { return static_cast<size_t>(n); }
 
@@ -47,9 +47,8 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
     }
     w_.places.push_back({id, first});
     for (int t = 0; t < n; ++t) w_.segment_of[sz(begin + t)] = s;
-    add_blocks(w_.places.back(), n, begin);
     for (; slot < slots && batch.slots[slot] < begin + n; ++slot)
-      w_.slot_blocks.push_back({id, first + batch.slots[slot] - begin, 1, slot});
+      w_.slot_blocks.push_back({id, 1, slot});
     int padded = 0, nodes = 0;
     for (int i = id; i >= 0; i = tree.node(i).parent, ++nodes) padded += (tree.node(i).n + 15) / 16 * 16;
     longest = padded > longest ? padded : longest;
@@ -58,11 +57,7 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
     positions = end > positions ? end : positions;
   }
 
-  // The most work first, so that the threads end together. No two compare equal: a task's place is the same each time.
-  std::sort(w_.blocks.begin(), w_.blocks.end(), [&](const QueryBlock& a, const QueryBlock& b) {
-    const auto work = [&](const QueryBlock& x) { return int64_t{x.count} * (tree.node(x.node).start + x.first + 16); };
-    return work(a) != work(b) ? work(a) > work(b) : a.row < b.row;
-  });
+  add_blocks();
 
   const auto widest = [](int a, int b) { return a > b ? a : b; };
   const int input = widest(widest(c_.hidden, c_.q_size()), c_.intermediate);
@@ -94,6 +89,7 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
     t.row.reserve(sz(widest(input, 2 * c_.kv_size())));
     t.panel.reserve(sz(input) * kPanel);
     t.parts.reserve(sz(depth));
+    t.ends.reserve(sz(kQueryBlock));
   }
 
   if (positions > w_.positions) {  // rotary tables, grown in steps: cos and sin of position * frequency
@@ -113,23 +109,38 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   }
 }
 
-// A segment's n tokens, the first of them row `row`, in blocks of even size. No block crosses a multiple of 16 of its
-// node's tokens: a query sums over whole blocks of 16 keys, up to that of its block's last query.
-void Forward::add_blocks(const Place& place, int n, int row) {
-  for (int t = 0; t < n;) {
-    const int size = std::min(n - t, 16 - (place.first + t) % 16), count = (size + kQueryBlock - 1) / kQueryBlock;
-    for (int i = 0; i < count; ++i) {
-      const int begin = t + size * i / count, end = t + size * (i + 1) / count;
-      w_.blocks.push_back({place.node, place.first + begin, end - begin, row + begin});
+// Segments that hang from each other are one run of queries, cut into blocks of even size: a verdict's query reads its
+// prompt's keys together with the prompt's last ones.
+void Forward::add_blocks() {
+  for (int s = 0, end; s < batch_.segments; s = end) {
+    for (end = s + 1; end < batch_.segments; ++end)
+      if (tree_.node(w_.places[sz(end)].node).parent != w_.places[sz(end - 1)].node) break;
+    const int begin = batch_.offsets[s], n = batch_.offsets[end] - begin;
+    const int64_t count = (n + kQueryBlock - 1) / kQueryBlock;
+    for (int64_t i = 0; i < count; ++i) {
+      const int row = begin + static_cast<int>(n * i / count), stop = begin + static_cast<int>(n * (i + 1) / count);
+      w_.blocks.push_back({place(stop - 1).node, stop - row, row});
     }
-    t += size;
   }
+  // The most work first, so that the threads end together.
+  std::sort(w_.blocks.begin(), w_.blocks.end(), [&](const QueryBlock& a, const QueryBlock& b) {
+    const auto work = [&](const QueryBlock& x) { return int64_t{x.count} * (position(x.row) + 16); };
+    return work(a) != work(b) ? work(a) > work(b) : a.row < b.row;
+  });
+}
+
+int Forward::token_of(const Rows& rows, int row) const {
+  return rows.blocks == &w_.blocks ? row : batch_.slots[row];
+}
+
+Place Forward::place(int token) const {
+  const int s = w_.segment_of[sz(token)];
+  return {w_.places[sz(s)].node, w_.places[sz(s)].first + token - batch_.offsets[s]};
 }
 
 int Forward::position(int token) const {
-  const int s = w_.segment_of[sz(token)];
-  const Place& place = w_.places[sz(s)];
-  return tree_.node(place.node).start + place.first + token - batch_.offsets[s];
+  const Place at = place(token);
+  return tree_.node(at.node).start + at.first;
 }
 
 // Where the cos and sin of a position begin.
@@ -304,7 +315,7 @@ void Forward::rotate_q(int member, int index, const Rows& rows) {
   float* normed = w_.threads[sz(member)].row.data();
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   for (int r = begin; r < end; ++r) {
-    const int p = position(rows.blocks == &w_.blocks ? r : batch_.slots[r]);
+    const int p = position(token_of(rows, r));
     const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
     for (int h = 0; h < c_.heads; ++h) {
       const int kv_head = h / c_.group(), g = h % c_.group();
@@ -329,9 +340,9 @@ void Forward::store_kv(int member, int index) {
   int begin, end;
   split(batch_.tokens(), member, begin, end);
   for (int t = begin; t < end; ++t) {
-    const int s = w_.segment_of[sz(t)];
-    const Node& node = tree_.node(w_.places[sz(s)].node);
-    const int i = w_.places[sz(s)].first + t - batch_.offsets[s], p = node.start + i;
+    const Place at = place(t);
+    const Node& node = tree_.node(at.node);
+    const int i = at.first, p = node.start + i;
     const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
     for (int h = 0; h < c_.kv_heads; ++h) {
       const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
@@ -368,21 +379,27 @@ void Forward::attend(int member, int index, const Rows& rows) {
     int depth = 0;
     for (int i = block.node; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
     KvPart* parts = scratch.parts.data();
-    int place = depth;
+    QueryEnd* ends = scratch.ends.data();
+    int query = block.count - 1, part = depth;
     for (int i = block.node; i >= 0; i = tree_.node(i).parent) {
       const Node& node = tree_.node(i);
       if (node.n == 0) continue;  // an empty root
-      parts[--place] = {node.k + plane * key_size(node.room, d), node.v + plane * value_size(node.room, d), node.n,
-                        node.start};
+      parts[--part] = {node.k + plane * key_size(node.room, d), node.v + plane * value_size(node.room, d), node.n,
+                       node.start};
+      for (; query >= 0; --query) {
+        const Place at = place(token_of(rows, block.row + query));
+        if (at.node != i) break;
+        ends[query] = {part, at.first + 1};
+      }
     }
     Attention t;
     t.q = w_.q_heads.data() + (sz(h) * sz(rows.count) + sz(block.row)) * sz(group) * sz(d);
     t.parts = parts;
+    t.ends = ends;
     t.part_count = depth;
     t.queries = block.count;
     t.group = group;
     t.d = d;
-    t.first = block.first;
     t.scores = scratch.scores.data();
     t.probs = scratch.probs.data();
     t.out = w_.attention.data() + sz(block.row) * sz(c_.q_size()) + sz(h) * sz(group) * sz(d);

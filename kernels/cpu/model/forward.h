@@ -8,10 +8,9 @@
 
 namespace aegis {
 
-// A block of consecutive queries of one node; every KV head is a task of its own.
+// A block of consecutive queries of one path; every KV head is a task of its own.
 struct QueryBlock {
-  int node;
-  int first;  // of the node's tokens
+  int node;  // of the last one
   int count;
   int row;  // first row of q and of the output
 };
@@ -38,6 +37,7 @@ struct Model::Workspace {
     Buffer<uint16_t> probs;
     Buffer<int8_t> panel;
     Buffer<KvPart> parts;
+    Buffer<QueryEnd> ends;
   };
   std::vector<PerThread> threads;
   std::vector<QueryBlock> blocks, slot_blocks;
@@ -83,7 +83,9 @@ class Forward {
   void attend(int member, int index, const Rows& rows);
   void head(int member);
 
-  void add_blocks(const Place& place, int n, int row);
+  void add_blocks();
+  int token_of(const Rows& rows, int row) const;
+  Place place(int token) const;
   int position(int token) const;
   size_t rotary(int layer, int position) const;
   void split(int count, int member, int& begin, int& end) const;

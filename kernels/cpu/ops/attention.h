@@ -22,11 +22,11 @@ struct AttentionOp {
   static constexpr size_t kAhead = 4096;
 
   // Keys of part p that some query of this task sees.
-  static int visible(const Attention& t, int p) {
-    const int n = t.parts[p].n;
-    if (p + 1 < t.part_count) return n;
-    const int last = t.first + t.queries;
-    return last < n ? last : n;
+  static int visible(const Attention& t, int p) { return seen_of(t, p, t.queries - 1); }
+  // Keys of part p that query i sees.
+  static int seen_of(const Attention& t, int p, int i) {
+    const QueryEnd& end = t.ends[i];
+    return p < end.part ? t.parts[p].n : p == end.part ? end.seen : 0;
   }
   static int padded(int n) { return (n + 15) / 16 * 16; }
 
@@ -167,7 +167,6 @@ struct AttentionOp {
     const size_t stride = static_cast<size_t>(width);
 
     const bool limited = t.softcap > 0.0f || t.window > 0;
-    const int position = t.parts[t.part_count - 1].start + t.first;  // of the first query
     const F hidden = V::set1(-1e30f);
     const int tiles = (rows + kRows - 1) / kRows;  // of even height
     for (int tile = 0, r = 0; tile < tiles; ++tile) {
@@ -182,17 +181,20 @@ struct AttentionOp {
       float inverse[kRows];
       for (int j = 0; j < height; ++j) {
         s = t.scores + static_cast<size_t>(j) * stride;
-        if (limited) limit(t, s, width, position + (r + j) / t.group - t.window + 1);
-        int start = 0;
-        for (int i = 0; i < t.part_count; ++i) {
-          const int n = visible(t, i);
-          const int seen = i + 1 < t.part_count ? n : min(n, t.first + (r + j) / t.group + 1);
+        const int query = (r + j) / t.group;
+        const QueryEnd& end = t.ends[query];
+        if (limited) limit(t, s, width, t.parts[end.part].start + end.seen - t.window);
+        // A row ends with the block of 16 of the last key that it sees, whatever the others of its tile see.
+        int own = 0;
+        for (int i = 0; i <= end.part; ++i) {
+          const int seen = seen_of(t, i, query), n = padded(seen);
           // Padding lanes, and keys after the query: overwritten, whatever they held.
-          for (int b = seen / 16 * 16; b < padded(n); b += 16)
-            V::store(s + start + b, V::first(V::load(s + start + b), seen - b, hidden));
-          start += padded(n);
+          if (seen < n) V::store(s + own + n - 16, V::first(V::load(s + own + n - 16), seen % 16, hidden));
+          own += n;
         }
-        inverse[j] = 1.0f / softmax(s, width, t.probs + static_cast<size_t>(j) * stride);
+        uint16_t* p = t.probs + static_cast<size_t>(j) * stride;
+        inverse[j] = 1.0f / softmax(s, own, p);
+        for (int i = own; i < width; i += 16) V::store_bf16(p + i, V::zero());
       }
       const ValuesCall call{t, t.probs, stride, inverse, r};
       of_rows<kRows>(height, call);
