@@ -110,8 +110,8 @@ class Growth:
         self._tree.truncate(keep + 1)
 
     def _add(self, encoded: Encoded, grown: list[Segment], new: list[_Node]) -> list[_Node]:
-        """The last node of every segment, in order. What the tree lacks is appended to `grown` where a node of
-        it goes on, and to `new`."""
+        """The last node of every segment, in order. What the tree lacks is appended to `grown` where a node
+        of it goes on, and to `new`."""
         growing = max(i for i, segment in enumerate(encoded.segments) if not segment.slots or i == 0)
         can_grow = self._tree.can_grow
         ends = [self._root]
@@ -133,7 +133,9 @@ class Growth:
                 stays = index < growing or (index == growing and is_block)
                 for ancestor in _ancestors(end) if stays else ():
                     ancestor.stays = True
-                room = -(-len(ids) // ROOM) * ROOM if can_grow and index == growing and not segment.slots else 0
+                room = (
+                    -(-len(ids) // ROOM) * ROOM if can_grow and index == growing and not segment.slots else 0
+                )
                 end.children.append(node := _Node(ids, end, segment.slots, room, stays=stays))
                 new.append(node)
                 end = node
@@ -174,8 +176,8 @@ def _walk(parent: _Node, segment: Segment) -> tuple[list[_Node], IdArray]:
 
 
 def _start(parent: _Node, chain: list[_Node], segment: Segment, rest: IdArray) -> _Start | None:
-    """Where the ids that are left go on in a node that has room: in one that begins as they do, or else in the
-    last of the chain that holds those before."""
+    """Where the ids that are left go on in a node that has room: in one that begins as they do, or else in
+    the last of the chain that holds those before."""
     if len(rest) == 0 or segment.slots:
         return None
     end = chain[-1] if chain else parent

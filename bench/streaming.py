@@ -26,8 +26,8 @@ CHUNKS = 4  # of a stream: then another one begins, so that a conversation of 1,
 
 @dataclass(frozen=True)
 class Growth:
-    """Medians in seconds: of a check of CHUNK tokens, and of a chunk as long fed to a conversation of `tokens`
-    at most."""
+    """Medians in seconds: of a check of CHUNK tokens, and of a chunk as long fed to a conversation of
+    `tokens` at most."""
 
     check: float
     chunk: float
@@ -53,7 +53,7 @@ def measure(guard: Guard, text: Text, conversation: int = CONVERSATION, rounds: 
             for number in range(CHUNKS):
                 start, at = at, _words(text, words, at, CHUNK)
                 piece = _piece(words, start, at)
-                seconds = _seconds(lambda: guard.check(prompt)), _seconds(lambda: stream.feed(piece))
+                seconds = _seconds(guard.check, prompt), _seconds(stream.feed, piece)
                 if number and len(chunks) < rounds:
                     checks.append(seconds[0])
                     chunks.append(seconds[1])
@@ -77,9 +77,9 @@ def _piece(words: list[str], start: int, end: int) -> str:
     return "".join(f" {word}" for word in words[start:end])
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[str], object], text: str) -> float:
     start = time.perf_counter()
-    call()
+    call(text)
     return time.perf_counter() - start
 
 

@@ -33,9 +33,9 @@ class Segment:
     parent  number of an earlier node of the tree: 0 is the root; it may belong to the same call
     slots   offsets into `ids` at which the label logits are read
     room    tokens that the node may grow to, where that is more than n
-    kept    None; or the number of first tokens that `parent` keeps: no node is added, and `ids` take the place of
-            its other tokens. Only where the tree `can_grow`, into a node that has the room, has no children, and
-            is not of the same call. What comes later in the call may hang from it
+    kept    None; or the number of first tokens that `parent` keeps: no node is added, and `ids` take the
+            place of its other tokens. Only where the tree `can_grow`, into a node that has the room, has no
+            children, and is not of the same call. What comes later in the call may hang from it
     """
 
     ids: IdArray
@@ -124,7 +124,7 @@ class TreeShape:
                 end = ends[parent] + n
                 parents.append(parent)
                 ends.append(end)
-            elif self.can_grow and 0 < parent and 0 <= segment.kept <= ends[parent] - ends[parents[parent]]:
+            elif self.can_grow and parent > 0 and 0 <= segment.kept <= ends[parent] - ends[parents[parent]]:
                 end = ends[parent] = ends[parents[parent]] + segment.kept + n
             else:
                 raise ScorerError(f"node {parent} can not grow from its token {segment.kept} on")
