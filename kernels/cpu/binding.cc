@@ -222,8 +222,7 @@ struct PyTree {
       nb::gil_scoped_release release;
       model.model.extend(tree,
                          {ids.data(), offsets.data(), parents.data(), static_cast<int>(segments), slots.data(),
-                          static_cast<int>(count), false, kept ? kept->data() : nullptr,
-                          room ? room->data() : nullptr},
+                          static_cast<int>(count), false, kept ? kept->data() : nullptr, room ? room->data() : nullptr},
                          logits.data(), hidden ? states->data() : nullptr);
     }
     return {logits, states};

@@ -72,8 +72,8 @@ struct QueryEnd {
 };
 
 // Attention of `queries` tokens of one path, `group` query heads sharing one KV head.
-//   q bf16 [queries * group, d], already scaled by 1 / sqrt(d); parts: the path's nodes, from the root on; ends: of each
-//   query, the last one's the farthest, in the last part. out f32: row (i, g) at out + i * out_stride + g * d.
+//   q bf16 [queries * group, d], already scaled by 1 / sqrt(d); parts: the path's nodes, from the root on; ends: of
+//   each query, the last one's the farthest, in the last part. out f32: row (i, g) at out + i * out_stride + g * d.
 //   scores f32 and probs bf16: scratch of min(queries * group, kMaxTileRows) * padded keys each.
 //   softcap: scores become softcap * tanh(score / softcap); window: a query sees so many positions back, itself
 //   included; 0: neither.

@@ -47,8 +47,7 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
     }
     w_.places.push_back({id, first});
     for (int t = 0; t < n; ++t) w_.segment_of[sz(begin + t)] = s;
-    for (; slot < slots && batch.slots[slot] < begin + n; ++slot)
-      w_.slot_blocks.push_back({id, 1, slot});
+    for (; slot < slots && batch.slots[slot] < begin + n; ++slot) w_.slot_blocks.push_back({id, 1, slot});
     int padded = 0, nodes = 0;
     for (int i = id; i >= 0; i = tree.node(i).parent, ++nodes) padded += (tree.node(i).n + 15) / 16 * 16;
     longest = padded > longest ? padded : longest;
@@ -129,9 +128,7 @@ void Forward::add_blocks() {
   });
 }
 
-int Forward::token_of(const Rows& rows, int row) const {
-  return rows.blocks == &w_.blocks ? row : batch_.slots[row];
-}
+int Forward::token_of(const Rows& rows, int row) const { return rows.blocks == &w_.blocks ? row : batch_.slots[row]; }
 
 Place Forward::place(int token) const {
   const int s = w_.segment_of[sz(token)];

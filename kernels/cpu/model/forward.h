@@ -41,10 +41,10 @@ struct Model::Workspace {
   };
   std::vector<PerThread> threads;
   std::vector<QueryBlock> blocks, slot_blocks;
-  std::vector<Place> places;                      // of each segment
-  std::vector<int> segment_of;                    // of each token
-  std::vector<int32_t> low_of, slot_low_of;       // of each token and slot: its row of second digits, or -1
-  std::vector<int64_t> ends;                      // of each new node: its depth past its last token
+  std::vector<Place> places;                 // of each segment
+  std::vector<int> segment_of;               // of each token
+  std::vector<int32_t> low_of, slot_low_of;  // of each token and slot: its row of second digits, or -1
+  std::vector<int64_t> ends;                 // of each new node: its depth past its last token
   std::vector<Grown> grown;
   std::vector<int32_t> part_offsets, part_slots;  // of the part of a batch that is computed
   int positions = 0;                              // rows of each table of cos and sin that are filled

@@ -166,7 +166,12 @@ Batch Model::next_part(const Batch& b, int first, int slot) {
   slots.clear();
   for (int s = first; s <= last; ++s) offsets.push_back(b.offsets[s] - base);
   for (int i = slot; i < b.slot_count && b.slots[i] < b.offsets[last]; ++i) slots.push_back(b.slots[i] - base);
-  return {b.ids + base, offsets.data(), b.parents + first, last - first, slots.data(), static_cast<int>(slots.size()),
+  return {b.ids + base,
+          offsets.data(),
+          b.parents + first,
+          last - first,
+          slots.data(),
+          static_cast<int>(slots.size()),
           b.fine,
           b.kept == nullptr ? nullptr : b.kept + first,
           b.room == nullptr ? nullptr : b.room + first};

@@ -59,9 +59,10 @@ class Model {
   // Throws std::invalid_argument naming the first weight that is missing.
   void check_complete() const;
 
-  // Adds the batch's segments as nodes, or to nodes. logits f32 [slot_count, rows]; hidden f32 [slot_count, config.hidden] (after
-  // the final norm) or null. Throws std::invalid_argument on a bad batch and std::length_error past the context; the
-  // tree is unchanged then. Where memory runs out, too, but for what grown nodes held past `kept`.
+  // Adds the batch's segments as nodes, or to nodes. logits f32 [slot_count, rows]; hidden f32 [slot_count,
+  // config.hidden] (after the final norm) or null. Throws std::invalid_argument on a bad batch and std::length_error
+  // past the context; the tree is unchanged then. Where memory runs out, too, but for what grown nodes held past
+  // `kept`.
   void extend(Tree& tree, const Batch& batch, float* logits, float* hidden);
   // Keeps the tree's first `nodes` nodes; waits for a pass that is under way.
   void truncate(Tree& tree, int nodes);

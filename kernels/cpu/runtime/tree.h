@@ -33,7 +33,8 @@ class Tree {
   int size() const { return static_cast<int>(nodes_.size()); }
   const Node& node(int i) const { return nodes_[static_cast<size_t>(i)].node; }
 
-  // Adds a node of n tokens, which may grow to `room`, and whose KV (planes = layers * kv_heads) is still to be written.
+  // Adds a node of n tokens, which may grow to `room`, and whose KV (planes = layers * kv_heads) is still to be
+  // written.
   int add(int parent, int n, int room, int planes, int d) {
     const Arena::Mark before = arena_.mark();
     const size_t k = static_cast<size_t>(planes) * key_size(room, d);
