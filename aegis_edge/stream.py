@@ -20,7 +20,7 @@ from aegis_edge.decision import Outcome, Verdict
 from aegis_edge.encoding import ContentEncoder, Encoded
 from aegis_edge.errors import AegisError, InputError, UnsafeError
 from aegis_edge.families.plan import RESPONSE
-from aegis_edge.growth import Growth
+from aegis_edge.growth import Growth, common
 from aegis_edge.passes import CHUNK_TOKENS, Passes
 from aegis_edge.reading import Part, Reader
 from aegis_edge.scoring import IdArray
@@ -66,7 +66,7 @@ class Stream:
             self.text += self._decoded(chunk)
             self._conversation = Conversation(self._conversation.prompt, self.text)
             ids = self._raw.ids(self._joined())
-            if len(ids) - _common(ids, self._judged) >= self._every:
+            if len(ids) - common(ids, self._judged) >= self._every:
                 self._update(ids)
         return self.verdict
 
@@ -211,9 +211,15 @@ class _GrowingIds:
     def __init__(self, encoder: ContentEncoder) -> None:
         self._encoder = encoder
         self._settled, self._settled_ids = "", np.zeros(0, np.int32)
+        self._last: tuple[str, IdArray] | None = None
 
     def ids(self, text: str) -> IdArray:
         """int32 [n]: those of the whole text."""
+        if self._last is None or self._last[0] != text:
+            self._last = text, self._found(text)
+        return self._last[1]
+
+    def _found(self, text: str) -> IdArray:
         if not text.startswith(self._settled):
             self._settled, self._settled_ids = "", np.zeros(0, np.int32)
         tail = text[len(self._settled) :]
@@ -227,13 +233,6 @@ class _GrowingIds:
                     self._settled += tail[: ends[-1]]
                     self._settled_ids = np.concatenate([self._settled_ids, before])
         return found
-
-
-def _common(a: IdArray, b: IdArray) -> int:
-    """Length of the longest beginning that two texts' ids share."""
-    n = min(len(a), len(b))
-    differing = np.flatnonzero(a[:n] != b[:n])
-    return int(differing[0]) if len(differing) else n
 
 
 def _may_grow(part: Part) -> bool:

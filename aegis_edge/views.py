@@ -11,9 +11,11 @@ is undone, and each is named:
     compatibility characters  letters and digits in another shape (full width, mathematical, circled): their
                               NFKC form. Punctuation and spaces are left alone: CJK text is full of such
     stacked marks             combining marks that do not compose with the Latin letter before them: dropped
+    look-alike letters        Cyrillic, Greek, Armenian and Cherokee letters that stand for Latin ones in a
+                              word that holds both: the Latin ones (`lookalikes.py`)
     spaced letters            four or more single letters with one separator between each: joined
 
-Look-alikes of another script (Cyrillic in Latin words) are not folded: the standard library has no table.
+A word wholly of another script's letters stays as it is, though it look like a Latin one.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from aegis_edge.lookalikes import folded
+
 HIDDEN, TAGS, SHAPES = "hidden characters", "tag characters", "compatibility characters"
-MARKS, SPACED = "stacked marks", "spaced letters"
+MARKS, LOOKS, SPACED = "stacked marks", "look-alike letters", "spaced letters"
 
 _FLAG = re.compile("\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f")
 _TAG = re.compile("[\U000e0020-\U000e007e]")
@@ -45,9 +49,11 @@ def view_of(text: str) -> tuple[str, tuple[str, ...]]:
         view = _undone(found, TAGS, view, _visible_tags(view))
         view = _undone(found, HIDDEN, view, _without_hidden(view))
         view = _undone(found, SHAPES, view, _reshaped(view))
+        view = _undone(found, LOOKS, view, folded(view))
         view = _undone(found, MARKS, view, _without_stacked_marks(view))
     view = _undone(found, SPACED, view, _SPACED.sub(lambda run: run[0].replace(run[1], ""), view))
-    return view, tuple(found)
+    view = _undone(found, LOOKS, view, folded(view))  # spaced letters make words
+    return view, tuple(dict.fromkeys(found))
 
 
 def _undone(found: list[str], name: str, before: str, after: str) -> str:

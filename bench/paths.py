@@ -61,6 +61,8 @@ class PathScorer:
 class PathTree:
     """See scoring.Tree. Nothing but the root is kept from one call to the next."""
 
+    can_grow = False
+
     def __init__(self, scorer: PathScorer, root: IdArray, prefix: Any) -> None:
         self._scorer, self._prefix = scorer, prefix
         self._shape = TreeShape(root, scorer.context, scorer.vocab)

@@ -49,6 +49,40 @@ def test_slots_in_any_order_come_back_in_that_order() -> None:
     assert not (back == forward).all()
 
 
+def test_a_node_that_grows_is_the_bits_of_one_that_was_whole() -> None:
+    scorer = CpuScorer(RandomWeights("w8a8"), ids(20, 1), threads=2)
+    text, verdict = ids(40, 2), Segment(ids(1, 3), 1, (0,))
+    whole = scorer.tree().extend([Segment(text, 0), verdict])
+    tree = scorer.tree()
+    tree.extend([Segment(text[:9], 0, room=48), verdict])
+    tree.truncate(2)
+    assert (tree.extend([Segment(text[7:], 1, kept=7), verdict]) == whole).all()
+    tree.truncate(2)
+    changed = np.concatenate([text[:39], (text[39:] + 1) % SHAPE["vocab"]]).astype(np.int32)
+    assert not (tree.extend([Segment(changed[39:], 1, kept=39), verdict]) == whole).all()
+
+
+def test_what_can_not_grow_is_refused_and_nothing_changes() -> None:
+    scorer = CpuScorer(RandomWeights("w8a8"), ids(20, 1), threads=1)
+    tree, one = scorer.tree(), ids(1, 3)
+    tree.extend([Segment(ids(5, 2), 0, room=16), Segment(one, 1, (0,))])
+    for segments_, message in (
+        ([Segment(one, 0, kept=20)], "node 0 can not grow from its token 20 on"),
+        ([Segment(one, 1, kept=6)], "node 1 can not grow from its token 6 on"),
+        ([Segment(one, 1, kept=-1)], "node 1 can not grow from its token -1 on"),
+        ([Segment(one, 1, kept=5)], "node 1 can not grow: it has children"),
+        ([Segment(one, 2, kept=1)], "node 2 can not grow: it has no room"),
+        ([Segment(one, 2), Segment(one, 2, kept=1)], "the batch has used it before"),
+    ):
+        with pytest.raises(ScorerError, match=message):
+            tree.extend(segments_)
+    tree.truncate(2)
+    tree.extend([Segment(ids(11, 4), 1, kept=5)])
+    with pytest.raises(ScorerError, match="node 1 can not grow: it has no room"):
+        tree.extend([Segment(one, 1, kept=16)])
+    assert tree.extend([Segment(one, 1, (0,))]).shape == (1, 3)
+
+
 def test_arrays_outlive_the_names_they_were_passed_by() -> None:
     """The embedding is not copied, and a tree holds its model and its root."""
     expected = scores("w8a8")

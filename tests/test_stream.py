@@ -139,11 +139,18 @@ def test_every_instruction_set_is_exact(isa):
 
 def test_inverse_nodes_cut_elsewhere_than_at_blocks_are_not_exact(monkeypatch):
     monkeypatch.setattr(growth, "BLOCK", 7)
+    monkeypatch.setattr(growth, "ROOM", 7)
+    assert not exact()
+
+
+def test_inverse_a_node_that_keeps_a_token_too_many_is_not_exact(monkeypatch):
+    right = growth.common
+    monkeypatch.setattr(growth, "common", lambda a, b: min(right(a, b) + 1, len(a), len(b)))
     assert not exact()
 
 
 def test_only_what_is_new_is_computed(guard, monkeypatch):
-    """A block of new tokens costs itself, what was left of the last block, and the verdict."""
+    """New tokens cost themselves and the verdict."""
     added: list[int] = []
     extend = growth.extend
 
@@ -157,7 +164,7 @@ def test_only_what_is_new_is_computed(guard, monkeypatch):
         for _ in range(6):
             stream.feed("!?" * 8)
     assert added[1] >= 200 and len(added) == 8  # the prompt, the first chunk, six more; closing costs nothing
-    assert max(added[2:]) <= 16 + 15 + 1
+    assert added[2:] == [16 + 1] * 6
     added.clear()
     with guard.stream("lock?") as stream:  # a normalised view beside the text is kept as well
         stream.feed("!?" * 100)

@@ -9,7 +9,7 @@ from marker_guard import MARKER, RandomGuardWeights, guard_of, marker_guard
 
 from aegis_edge import passes
 from aegis_edge.errors import ContextError
-from aegis_edge.views import HIDDEN, MARKS, SHAPES, SPACED, TAGS, view_of
+from aegis_edge.views import HIDDEN, LOOKS, MARKS, SHAPES, SPACED, TAGS, view_of
 from aegis_edge.windows import Limits
 
 CONTEXT = 512
@@ -36,6 +36,13 @@ def tagged(text: str) -> str:
         ("𝐥𝑜𝒸𝓀 ⓛⓞⓒⓚ", "lock lock", (SHAPES,)),
         ("ﬁne m²", "fine m2", (SHAPES,)),
         ("l\u0336o\u0336c\u0336k\u0336", "lock", (MARKS,)),
+        ("l\u043e\u0441k", "lock", (LOOKS,)),
+        ("p\u0456ck \u0430 l\u03bfck", "pick \u0430 lock", (LOOKS,)),
+        ("\u0406gn\u043ere \u13d9ery \u0585ld", "Ignore Very old", (LOOKS,)),
+        ("h\u0451llo", "h\u00ebllo", (LOOKS,)),
+        ("l\u043e\u0336ck", "lock", (LOOKS, MARKS)),
+        ("l\u200b\u043eck", "lock", (HIDDEN, LOOKS)),
+        ("l \u043e c k", "lock", (SPACED, LOOKS)),
         ("l o c k", "lock", (SPACED,)),
         ("pick: l-o-c-k.", "pick: lock.", (SPACED,)),
         ("l\u200b o c k", "lock", (HIDDEN, SPACED)),
@@ -64,10 +71,55 @@ def test_what_is_hidden_is_undone_and_named(text, view, names):
         "\u0600 12 \u06dd",
         "don't \u00a0 no-break \u2009thin\u3000wide",
         MARKER + "\x00\x7f",
+        "\u0420\u0430\u0441\u0441\u043a\u0430\u0437 \u043e \u043a\u043e\u0442\u0435, "
+        "\u0440\u043e\u0441\u0430 \u0443 \u043c\u043e\u0440\u044f",
+        "\u0391\u03b2\u03b3\u03cc \u03ba\u03b1\u03b9 \u03bd\u03b5\u03c1\u03cc, \u03bf\u03c1\u03bf\u03c2",
+        "USB-\u043a\u0430\u0431\u0435\u043b\u044c, VIP\u043e\u0432, Wi-Fi \u0432 \u043a\u0430\u0444\u0435, "
+        "\u0441\u043e\u0440 and \u043e\u0441\u0430",
+        "5 \u03bcm, k\u03a9, \u0394x, \u03b1x + \u03bdy, \u03c0r",
     ],
 )
 def test_ordinary_text_has_no_second_view(text):
     assert view_of(text) == (text, ())
+
+
+LOOKING = {
+    "a": "\u0430\u03b1",
+    "c": "\u0441",
+    "e": "\u0435",
+    "o": "\u043e\u03bf\u0585",
+    "p": "\u0440\u03c1",
+    "v": "\u03bd",
+    "x": "\u0445",
+}
+LATIN_WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LATIN_WORDS, st.data())
+def test_a_latin_word_with_look_alikes_is_read_as_the_word(word, data):
+    chosen = [data.draw(st.sampled_from(char + LOOKING.get(char, ""))) for char in word]
+    disguised = "".join(chosen)
+    is_mixed = disguised != word and any(char.isascii() for char in disguised)
+    assert view_of(disguised) == ((word, (LOOKS,)) if is_mixed else (disguised, ()))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(
+        *(
+            st.text([chr(code) for code in range(first, last) if chr(code).isalpha()], max_size=12)
+            for first, last in ((0x410, 0x460), (0x391, 0x3CA), (0x531, 0x588), (0x13A0, 0x13F5))
+        )
+    )
+)
+def test_a_word_of_one_script_is_left_alone(word):
+    assert LOOKS not in view_of(word)[1]
+
+
+def test_inverse_without_the_table_look_alikes_stay(monkeypatch):
+    monkeypatch.setattr("aegis_edge.lookalikes._LATIN_OF", {})
+    assert view_of("l\u043eck") == ("l\u043eck", ())
 
 
 @settings(max_examples=400, deadline=None)
@@ -82,10 +134,17 @@ def test_a_view_is_text_and_named_where_it_differs(text):
 
 
 def test_long_text_takes_no_time():
-    for text in ("a b c d e " * 40_000, "今天天气很好，" * 60_000, "l o" * 100_000, "a\u0300" * 100_000):
-        start = time.perf_counter()
+    for text in (
+        "a b c d e " * 40_000,
+        "今天天气很好，" * 60_000,
+        "l o" * 100_000,
+        "a\u0300" * 100_000,
+        "l\u043eck \u0440\u043e\u0441\u0430 " * 40_000,
+        "l\u043e" * 100_000,
+    ):
+        start = time.process_time()
         view_of(text)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
 
 
 # --- verdicts ---
@@ -101,7 +160,7 @@ def guard(weights, tiny_encoder, tiny_plan, tiny_policy):
     return guard_of(weights, tiny_encoder, tiny_plan, tiny_policy)
 
 
-HIDING = ["ｌｏｃｋ", "w\u200bords", "l o c k and key", "hi" + tagged(" there"), "pl\u0336ain"]
+HIDING = ["ｌｏｃｋ", "w\u200bords", "l o c k and key", "hi" + tagged(" there"), "pl\u0336ain", "l\u043eck"]
 
 
 def test_the_higher_risk_of_the_two_views_wins(guard):

@@ -27,20 +27,31 @@ LogitArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One node to add.
+    """One node to add, or tokens to add to one.
 
     ids     int32 [n], n >= 1
     parent  number of an earlier node of the tree: 0 is the root; it may belong to the same call
     slots   offsets into `ids` at which the label logits are read
+    room    tokens that the node may grow to, where that is more than n
+    kept    None; or the number of first tokens that `parent` keeps: no node is added, and `ids` take the
+            place of its other tokens. Only where the tree `can_grow`, into a node that has the room, has no
+            children, and is not of the same call. What comes later in the call may hang from it
     """
 
     ids: IdArray
     parent: int
     slots: tuple[int, ...] = ()
+    room: int = 0
+    kept: int | None = None
 
 
 class Tree(Protocol):
-    """A growing tree over one root. Not thread-safe: one tree a thread."""
+    """A growing tree over one root. Not thread-safe: one tree a thread.
+
+    can_grow  whether nodes may: a node that grew and one of all its tokens are then the same bits
+    """
+
+    can_grow: bool
 
     def extend(self, segments: Sequence[Segment]) -> LogitArray:
         """Add nodes, numbered on from the last (the first call's first segment is 1), in one packed pass.
@@ -86,8 +97,8 @@ class Scorer(Protocol):
 class TreeShape:
     """Lengths, parents and depths of a tree's nodes: what every engine has to check before it computes."""
 
-    def __init__(self, root: IdArray, context: int, vocab: int) -> None:
-        self.context, self.vocab = context, vocab
+    def __init__(self, root: IdArray, context: int, vocab: int, can_grow: bool = False) -> None:
+        self.context, self.vocab, self.can_grow = context, vocab, can_grow
         self.parents: list[int] = []
         self.ends: list[int] = []  # depth of each node's last token, plus one
         self._check_ids(root)
@@ -100,24 +111,26 @@ class TreeShape:
         return len(self.parents)
 
     def add(self, segments: Sequence[Segment]) -> None:
-        """Append the segments as nodes, or raise and change nothing."""
-        nodes = len(self)
-        ends = list(self.ends)
+        """Append the segments as nodes, or to nodes, or raise and change nothing."""
+        parents, ends = list(self.parents), list(self.ends)
         for segment in segments:
             self._check_ids(segment.ids)
-            n = len(segment.ids)
-            if not 0 <= segment.parent < len(ends):
-                raise ScorerError(
-                    f"node {len(ends)} hangs from node {segment.parent}, which does not exist yet"
-                )
+            n, parent = len(segment.ids), segment.parent
+            if not 0 <= parent < len(ends):
+                raise ScorerError(f"node {len(ends)} hangs from node {parent}, which does not exist yet")
             if any(not 0 <= slot < n for slot in segment.slots):
                 raise ScorerError(f"node {len(ends)} of {n} tokens has slots {segment.slots}")
-            end = ends[segment.parent] + n
+            if segment.kept is None:
+                end = ends[parent] + n
+                parents.append(parent)
+                ends.append(end)
+            elif self.can_grow and parent > 0 and 0 <= segment.kept <= ends[parent] - ends[parents[parent]]:
+                end = ends[parent] = ends[parents[parent]] + segment.kept + n
+            else:
+                raise ScorerError(f"node {parent} can not grow from its token {segment.kept} on")
             if end > self.context:
                 raise ContextError(f"a path of {end} tokens does not fit a context of {self.context}")
-            ends.append(end)
-        self.parents += [segment.parent for segment in segments]
-        self.ends += ends[nodes:]
+        self.parents, self.ends = parents, ends
 
     def truncate(self, nodes: int) -> None:
         """Keep the first `nodes` nodes."""

@@ -194,14 +194,17 @@ class CpuScorer:
 class CpuTree:
     """A token tree in the compiled runtime."""
 
+    can_grow = True
+
     def __init__(self, scorer: CpuScorer, root: IdArray, kv: RootKv) -> None:
-        self._shape = TreeShape(root, scorer.context, scorer.vocab)
+        self._shape = TreeShape(root, scorer.context, scorer.vocab, can_grow=True)
         self._vocabulary = scorer.vocabulary
         self._softcap = scorer.softcap
         self.log_sum_exp: LogitArray | None = None
         self._tree = _native.Tree(scorer.model, *kv, len(root))
 
     def extend(self, segments: Sequence[Segment]) -> LogitArray:
+        before = self._shape.parents, self._shape.ends
         self._shape.add(segments)
         ids = np.concatenate([s.ids for s in segments])
         lengths = [len(s.ids) for s in segments]
@@ -215,11 +218,17 @@ class CpuTree:
         order = None
         if len(slots) > 1 and not (np.diff(slots) > 0).all():  # a segment may name its slots in any order
             slots, order = np.unique(slots, return_inverse=True)
+        kept = room = None
+        if any(s.kept is not None or s.room for s in segments):
+            kept = np.array([-1 if s.kept is None else s.kept for s in segments], np.int32)
+            room = np.array([min(s.room, self._shape.context) for s in segments], np.int32)
         try:
             with _scoring():
-                logits, hidden = self._tree.extend(ids, offsets, parents, slots, self._vocabulary is not None)
+                logits, hidden = self._tree.extend(
+                    ids, offsets, parents, slots, self._vocabulary is not None, kept, room
+                )
         except ScorerError:
-            self._shape.truncate(len(self._shape) - len(segments))
+            self._shape.parents, self._shape.ends = before
             raise
         if order is not None:
             logits, hidden = logits[order], None if hidden is None else hidden[order]

@@ -228,6 +228,8 @@ class CudaScorer:
 class CudaTree:
     """A token tree whose keys and values are on the device."""
 
+    can_grow = False
+
     def __init__(self, scorer: CudaScorer, root: IdArray, kv: Tensor) -> None:
         self._scorer = scorer
         self._shape = TreeShape(root, scorer.context, scorer.vocab)

@@ -146,6 +146,8 @@ class ReferenceScorer:
 class ReferenceTree:
     """The ids of a tree's nodes; the model runs when a call reads something."""
 
+    can_grow = False
+
     def __init__(self, scorer: ReferenceScorer, root: IdArray) -> None:
         self._scorer = scorer
         self._shape = TreeShape(root, scorer.context, scorer.vocab)

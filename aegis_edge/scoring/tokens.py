@@ -53,6 +53,7 @@ class TokenScorer:
 class TokenTree:
     """See scoring.Tree. Only ids are kept from one call to the next."""
 
+    can_grow = False
     log_sum_exp: LogitArray | None = None  # only the labels' logits are asked for
 
     def __init__(self, scorer: TokenScorer, root: IdArray) -> None:

@@ -203,12 +203,16 @@ struct PyTree {
   }
 
   std::tuple<Out<float>, std::optional<Out<float>>> extend(In<int32_t, 1> ids, In<int32_t, 1> offsets,
-                                                           In<int32_t, 1> parents, In<int32_t, 1> slots, bool hidden) {
+                                                           In<int32_t, 1> parents, In<int32_t, 1> slots, bool hidden,
+                                                           std::optional<In<int32_t, 1>> kept,
+                                                           std::optional<In<int32_t, 1>> room) {
     const size_t segments = parents.shape(0);
     if (segments < 1 || segments > (1u << 24) || offsets.shape(0) != segments + 1)
       fail("offsets must be one more than parents");
     if (offsets.data()[segments] < 0 || static_cast<size_t>(offsets.data()[segments]) != ids.shape(0))
       fail("the last offset must be the number of ids");
+    for (const auto& a : {kept, room})
+      if (a && a->shape(0) != segments) fail("kept and room must have a value a segment");
     const Config& c = model.model.config();
     const size_t count = slots.shape(0);
     auto logits = array<float>({count, static_cast<size_t>(c.rows)});
@@ -218,7 +222,7 @@ struct PyTree {
       nb::gil_scoped_release release;
       model.model.extend(tree,
                          {ids.data(), offsets.data(), parents.data(), static_cast<int>(segments), slots.data(),
-                          static_cast<int>(count)},
+                          static_cast<int>(count), false, kept ? kept->data() : nullptr, room ? room->data() : nullptr},
                          logits.data(), hidden ? states->data() : nullptr);
     }
     return {logits, states};
@@ -323,6 +327,7 @@ NB_MODULE(_native, m) {
            nb::keep_alive<1, 2>())
       .def("__len__", [](const PyTree& t) { return t.tree.size(); })
       .def("extend", &PyTree::extend, exact("ids"), exact("offsets"), exact("parents"), exact("slots"),
-           "hidden"_a = false, "Adds segments; returns (logits f32 [slots, rows], hidden f32 [slots, hidden] or None).")
+           "hidden"_a = false, exact("kept").none() = nb::none(), exact("room").none() = nb::none(),
+           "Adds segments; returns (logits f32 [slots, rows], hidden f32 [slots, hidden] or None).")
       .def("truncate", &PyTree::truncate, "nodes"_a);
 }

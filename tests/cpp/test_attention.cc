@@ -49,9 +49,12 @@ struct AttentionCase {
     const size_t stride = sz(group * d + 3);
     std::vector<float> scores(sz(queries * group * padded)), out(stride * sz(queries), 77.0f), packed;
     std::vector<uint16_t> probs(scores.size());
+    std::vector<QueryEnd> ends;
+    for (int i = 0; i < queries; ++i) ends.push_back({static_cast<int>(parts.size()) - 1, first + i + 1});
     Attention t{};
+    t.ends = ends.data();
     t.q = q.data(), t.parts = parts.data(), t.part_count = static_cast<int>(parts.size());
-    t.queries = queries, t.group = group, t.d = d, t.first = first;
+    t.queries = queries, t.group = group, t.d = d;
     t.scores = scores.data(), t.probs = probs.data(), t.out = out.data(), t.out_stride = stride;
     t.softcap = softcap, t.window = window;
     kernels.attend(t);

@@ -183,6 +183,33 @@ TEST(bad_batches) {
   CHECK(same_bits(extend(*model, tree, good), wanted));
 }
 
+TEST(nodes_that_can_not_grow) {
+  Config config = tiny_config();
+  config.context = 40;
+  const TinyModel tiny(Scheme::kInt8, config);
+  const auto model = tiny.build(1);
+  Tree tree(nullptr, nullptr, 0);
+  extend(*model, tree, {{{1, 2, 3}, 0, {}, 16}, {{4, 5}, 1, {}}, {{6}, 0, {}, 40}});
+  const auto refused = [&](const std::vector<Segment>& batch, const char* message) {
+    about("%s", message);
+    CHECK_THROWS(extend(*model, tree, batch), std::exception, message);
+    CHECK(tree.size() == 4 && tree.node(1).n == 3 && tree.node(2).n == 2 && tree.node(3).n == 1);
+  };
+  const std::vector<int32_t> many(40, 7);
+  refused({{{7}, 0, {}, 0, 0}}, "segment 0: node 0 can not grow: it is the root");
+  refused({{{7}, 1, {}, 0, 3}}, "segment 0: node 1 can not grow: it has children");
+  refused({{{7}, 2, {}, 0, 2}}, "segment 0: node 2 can not grow: it has no room");
+  refused({{{7}, 3, {}, 0, 2}}, "segment 0: node 3 can not grow: it has fewer tokens than are to be kept");
+  refused({{{7}, 3, {}}, {{7}, 3, {}, 0, 1}}, "segment 1: node 3 can not grow: the batch has used it before");
+  refused({{{7}, 3, {}, 0, 1}, {{7}, 3, {}, 0, 1}}, "segment 1: node 3 can not grow: the batch has used it before");
+  refused({{{7}, 0, {}}, {{7}, 4, {}, 0, 1}}, "segment 1: node 4 can not grow: it is the root, or of the same batch");
+  refused({{many, 3, {}, 0, 1}}, "segment 0: node 3 can not grow: it has no room");
+  refused({{{many.begin(), many.begin() + 39}, 3, {}, 0, 1}, {{7}, 3, {}}}, "41 tokens, but the model's context is 40");
+  refused({{{7}, 0, {}, 41}}, "segment 0: room for more tokens than the context holds");
+  extend(*model, tree, {{{many.begin(), many.begin() + 39}, 3, {}, 0, 1}});
+  CHECK(tree.size() == 4 && tree.node(3).n == 40);
+}
+
 // The context limits a path from the root's first to a leaf's last token; not the tree.
 TEST(paths_longer_than_the_context) {
   Config config = tiny_config();

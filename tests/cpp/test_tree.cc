@@ -246,6 +246,54 @@ TEST(few_slots_or_all) {
   }
 }
 
+// Tokens [begin, end) of ids.
+std::vector<int32_t> piece(const std::vector<int32_t>& ids, int begin, int end) {
+  return {ids.begin() + begin, ids.begin() + end};
+}
+
+// A node that grows in place, past its room in another, is the same bits as one node of all its tokens, wherever it
+// stood still, on any number of threads; also where tokens of another text take the place of some.
+TEST(a_node_that_grew_is_one_of_all_its_tokens) {
+  for (Scheme scheme : kSchemes) {
+    const TinyModel tiny(scheme);
+    Random random(54);
+    const auto ids = random_ids(random, 75, tiny.config().vocab), other = random_ids(random, 9, tiny.config().vocab);
+    const auto root = random_ids(random, 21, tiny.config().vocab);
+    for_each_isa([&](const Kernels& k) {
+      about("%s %s", k.name, name_of(scheme));
+      const auto model = tiny.build(emulated() ? 1 : 2);
+      const auto whole = [&](int n) {
+        Rooted r(*model, root);
+        return extend(*model, r.tree, {{piece(ids, 0, n), 1, {}}, {{3}, 2, {0}}});
+      };
+      Rooted r(*model, root);
+      Tree& tree = r.tree;
+      CHECK(same_bits(extend(*model, tree, {{piece(ids, 0, 7), 1, {}, 48}, {{3}, 2, {0}}}), whole(7)));
+      int have = 7;
+      for (int end : {8, 16, 29, 31, 48}) {
+        model->truncate(tree, 3);
+        // First another text, which the next call takes back: its tokens are gone.
+        const int kept = have - have / 4;
+        if (have + 5 <= 48) extend(*model, tree, {{piece(other, 0, have + 5 - kept), 2, {}, 0, kept}});
+        const auto grown = extend(*model, tree, {{piece(ids, kept, end), 2, {}, 0, kept}, {{3}, 2, {0}}});
+        CHECK(same_bits(grown, whole(end)) && tree.size() == 4 && tree.node(2).n == end);
+        have = end;
+      }
+      model->truncate(tree, 3);
+      extend(*model, tree, {{piece(ids, 40, 41), 2, {}, 0, 40}});
+      // The room's rest and a node behind it in one call.
+      const auto both =
+          extend(*model, tree, {{piece(ids, 41, 48), 2, {}, 0, 41}, {piece(ids, 48, 75), 2, {}, 32}, {{3}, 3, {0}}});
+      CHECK(same_bits(both, whole(75)));
+      // The inverse: one token of another text is kept.
+      model->truncate(tree, 3);
+      extend(*model, tree, {{piece(other, 0, 9), 2, {}, 0, 30}});
+      const auto wrong = extend(*model, tree, {{piece(ids, 31, 48), 2, {}, 0, 31}, {{3}, 2, {0}}});
+      CHECK(!same_bits(wrong, whole(48)));
+    });
+  }
+}
+
 TEST(logits_are_the_head_times_the_hidden_state) {
   const TinyModel tiny(Scheme::kInt8);
   const Config& c = tiny.config();

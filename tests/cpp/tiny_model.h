@@ -154,6 +154,7 @@ struct Segment {
   std::vector<int32_t> ids;
   int parent;
   std::vector<int> slots;
+  int room = 0, kept = -1;
 };
 
 inline std::vector<int32_t> random_ids(Random& random, int n, int vocab) {
@@ -165,8 +166,10 @@ inline std::vector<int32_t> random_ids(Random& random, int n, int vocab) {
 // Logits [slots, rows] in one pass.
 inline std::vector<float> extend(Model& model, Tree& tree, const std::vector<Segment>& segments,
                                  std::vector<float>* hidden = nullptr) {
-  std::vector<int32_t> ids, offsets{0}, parents, slots;
+  std::vector<int32_t> ids, offsets{0}, parents, slots, kept, room;
   for (const Segment& s : segments) {
+    kept.push_back(s.kept);
+    room.push_back(s.room);
     for (int slot : s.slots) slots.push_back(static_cast<int32_t>(ids.size()) + slot);
     ids.insert(ids.end(), s.ids.begin(), s.ids.end());
     offsets.push_back(static_cast<int32_t>(ids.size()));
@@ -176,7 +179,7 @@ inline std::vector<float> extend(Model& model, Tree& tree, const std::vector<Seg
   if (hidden != nullptr) hidden->resize(slots.size() * sz(model.config().hidden));
   model.extend(tree,
                {ids.data(), offsets.data(), parents.data(), static_cast<int>(segments.size()), slots.data(),
-                static_cast<int>(slots.size())},
+                static_cast<int>(slots.size()), false, kept.data(), room.data()},
                logits.data(), hidden == nullptr ? nullptr : hidden->data());
   return logits;
 }

@@ -28,6 +28,9 @@ inline constexpr bool is_gated(Epilogue e) { return e == Epilogue::kSiluMul || e
 // Largest head_dim: rotary of one that is no multiple of 32 goes through a buffer of this size.
 inline constexpr int kMaxHead = 512;
 
+// Most rows of a set's tile.
+inline constexpr int kMaxTileRows = 6;
+
 // out = epilogue(A * B^T), for the half panels [begin, end) of B (32 columns each).
 //   int8: A uint8 [rows, K] with the set's activation offset, a_scale f32 [rows];
 //         B int8 [panels, K / 4, 64, 4], b_scale f32 [N], b_init i32 [N] = -offset * sum_k B[k, n].
@@ -63,17 +66,24 @@ struct KvPart {
   int start = 0;  // position of the first key
 };
 
-// Attention of `queries` consecutive tokens of one node, `group` query heads sharing one KV head.
-//   q bf16 [queries * group, d], already scaled by 1 / sqrt(d); parts: ancestors from the root, then the node itself,
-//   of which query i sees the keys up to first + i. out f32: row (i, g) at out + i * out_stride + g * d.
-//   scores f32 and probs bf16: scratch of queries * group * padded keys each.
+// What a query sees: all keys of the parts before `part`, and the first `seen` of it (seen >= 1).
+struct QueryEnd {
+  int part;
+  int seen;
+};
+
+// Attention of `queries` tokens of one path, `group` query heads sharing one KV head.
+//   q bf16 [queries * group, d], already scaled by 1 / sqrt(d); parts: the path's nodes, from the root on; ends: of
+//   each query, the last one's the farthest, in the last part. out f32: row (i, g) at out + i * out_stride + g * d.
+//   scores f32 and probs bf16: scratch of min(queries * group, kMaxTileRows) * padded keys each.
 //   softcap: scores become softcap * tanh(score / softcap); window: a query sees so many positions back, itself
 //   included; 0: neither.
 struct Attention {
   const uint16_t* q;
   const KvPart* parts;
+  const QueryEnd* ends;
   int part_count;
-  int queries, group, d, first;
+  int queries, group, d;
   float* scores;
   uint16_t* probs;
   float* out;

@@ -1,14 +1,15 @@
 #include "model/forward.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 namespace aegis {
 namespace {
 
-// 8 queries by 3 heads a KV head are 24 rows: four tiles of 6, enough to reuse keys from L1, few enough that
-// 16 tokens still make 6 tasks for 2 threads.
-constexpr int kQueryBlock = 8;
+// 9 queries by 3 heads a KV head are 27 rows: five tiles, enough to reuse keys from L2, few enough that 16 tokens and
+// their verdict still make 6 even tasks for 2 threads.
+constexpr int kQueryBlock = 9;
 
 // From so many rows a member on, members share out rows and not output channels.
 constexpr int kOwnRows = 32;
@@ -29,11 +30,11 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
       w_(*model.workspace_),
       logits_(logits),
       hidden_(hidden),
-      first_node_(tree.size()),
       fine_(batch.fine ? batch.tokens() : batch.slot_count) {
   const int tokens = batch.tokens(), slots = batch.slot_count;
   w_.blocks.clear();
   w_.slot_blocks.clear();
+  w_.places.clear();
   w_.segment_of.resize(sz(tokens));
   w_.low_of.assign(sz(tokens), -1);
   w_.slot_low_of.resize(sz(slots));
@@ -42,19 +43,25 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   int longest = 0, positions = 0, slot = 0, depth = 1;
   for (int s = 0; s < batch.segments; ++s) {
     const int begin = batch.offsets[s], n = batch.offsets[s + 1] - begin;
-    const int id = tree.add(batch.parents[s], n, c_.layers * c_.kv_heads, c_.head_dim);
+    int id = batch.parents[s], first = 0;
+    if (batch.grows(s)) {
+      first = batch.kept[s];
+      tree.resize(id, first + n);
+    } else {
+      const int room = batch.room == nullptr ? n : std::max(n, batch.room[s]);
+      id = tree.add(id, n, room, c_.layers * c_.kv_heads, c_.head_dim);
+    }
+    w_.places.push_back({id, first});
     for (int t = 0; t < n; ++t) w_.segment_of[sz(begin + t)] = s;
-    for (int t = 0; t < n; t += kQueryBlock)
-      w_.blocks.push_back({s, t, n - t < kQueryBlock ? n - t : kQueryBlock, begin + t});
-    for (; slot < slots && batch.slots[slot] < begin + n; ++slot)
-      w_.slot_blocks.push_back({s, batch.slots[slot] - begin, 1, slot});
+    for (; slot < slots && batch.slots[slot] < begin + n; ++slot) w_.slot_blocks.push_back({id, 1, slot});
     int padded = 0, nodes = 0;
     for (int i = id; i >= 0; i = tree.node(i).parent, ++nodes) padded += (tree.node(i).n + 15) / 16 * 16;
     longest = padded > longest ? padded : longest;
     depth = nodes > depth ? nodes : depth;
-    const int end = tree.node(id).start + n;
+    const int end = tree.node(id).start + first + n;
     positions = end > positions ? end : positions;
   }
+  add_blocks();
 
   const auto widest = [](int a, int b) { return a > b ? a : b; };
   const int input = widest_input_ = widest(widest(c_.hidden, c_.q_size()), c_.intermediate);
@@ -79,13 +86,14 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
       widest(widest(l.q.padded() + l.kv.padded(), l.o.padded()), widest(l.gate_up.padded(), l.down.padded()));
   w_.low_out.reserve(sz(fine_) * sz(output));
   w_.threads.resize(sz(m_.threads()));
-  const size_t score_rows = sz(kQueryBlock) * sz(c_.group());
+  const size_t score_rows = sz(std::min(kQueryBlock * c_.group(), kMaxTileRows));
   for (auto& t : w_.threads) {
     t.scores.reserve(score_rows * sz(longest));
     t.probs.reserve(score_rows * sz(longest));
     t.row.reserve(sz(widest(input, 2 * c_.kv_size())));
     t.panel.reserve(sz(input) * kPanel);
     t.parts.reserve(sz(depth));
+    t.ends.reserve(sz(kQueryBlock));
   }
 
   if (positions > w_.positions) {  // rotary tables, grown in steps: cos and sin of position * frequency
@@ -103,6 +111,26 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
         }
     w_.positions = rows;
   }
+}
+
+// Segments that hang from each other are one run of queries, cut into blocks of even size: a verdict's query reads its
+// prompt's keys together with the prompt's last ones.
+void Forward::add_blocks() {
+  for (int s = 0, end; s < batch_.segments; s = end) {
+    for (end = s + 1; end < batch_.segments; ++end)
+      if (tree_.node(w_.places[sz(end)].node).parent != w_.places[sz(end - 1)].node) break;
+    const int begin = batch_.offsets[s], n = batch_.offsets[end] - begin;
+    const int64_t count = (n + kQueryBlock - 1) / kQueryBlock;
+    for (int64_t i = 0; i < count; ++i) {
+      const int row = begin + static_cast<int>(n * i / count), stop = begin + static_cast<int>(n * (i + 1) / count);
+      w_.blocks.push_back({place(stop - 1).node, stop - row, row});
+    }
+  }
+  // The most work first, so that the threads end together.
+  std::sort(w_.blocks.begin(), w_.blocks.end(), [&](const QueryBlock& a, const QueryBlock& b) {
+    const auto work = [&](const QueryBlock& x) { return int64_t{x.count} * (position(x.row) + 16); };
+    return work(a) != work(b) ? work(a) > work(b) : a.row < b.row;
+  });
 }
 
 void Forward::operator()(int member) {

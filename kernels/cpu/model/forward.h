@@ -8,12 +8,22 @@
 
 namespace aegis {
 
-// A block of consecutive queries of one segment; every KV head is a task of its own.
+// A block of consecutive queries of one path; every KV head is a task of its own.
 struct QueryBlock {
-  int segment;
-  int first;  // of the segment's tokens
+  int node;  // of the last one
   int count;
   int row;  // first row of q and of the output
+};
+
+// Where a segment's tokens are: in `node`, from token `first` on.
+struct Place {
+  int node, first;
+};
+
+// A node that a batch makes longer: its tokens before, and its depth past its last token after.
+struct Grown {
+  int node, before;
+  int64_t end;
 };
 
 // Scratch of a model, kept between passes.
@@ -27,12 +37,15 @@ struct Model::Workspace {
     Buffer<uint16_t> probs;
     Buffer<int8_t> panel;
     Buffer<KvPart> parts;
+    Buffer<QueryEnd> ends;
   };
   std::vector<PerThread> threads;
   std::vector<QueryBlock> blocks, slot_blocks;
-  std::vector<int> segment_of;                    // of each token
-  std::vector<int32_t> low_of, slot_low_of;       // of each token and slot: its row of second digits, or -1
-  std::vector<int64_t> ends;                      // of each segment: its depth past its last token
+  std::vector<Place> places;                 // of each segment
+  std::vector<int> segment_of;               // of each token
+  std::vector<int32_t> low_of, slot_low_of;  // of each token and slot: its row of second digits, or -1
+  std::vector<int64_t> ends;                 // of each new node: its depth past its last token
+  std::vector<Grown> grown;
   std::vector<int32_t> part_offsets, part_slots;  // of the part of a batch that is computed
   int positions = 0;                              // rows of each table of cos and sin that are filled
 };
@@ -85,12 +98,15 @@ class Forward {
   void attend(int member, int index, const Rows& rows);
   void head(int member);
 
+  void add_blocks();
+  int token_of(const Rows& rows, int row) const;
+  Place place(int token) const;
   int position(int token) const;
   size_t rotary(int layer, int position) const;
   void split(int count, int member, int& begin, int& end) const;
   void rows_of(int member, const Part& part, int& begin, int& end) const;
   void columns_of(int member, const Part& part, int half_panels, int& begin, int& end) const;
-  size_t place(int row) const { return static_cast<size_t>(row) * static_cast<size_t>(widest_input_); }
+  size_t input_offset(int row) const { return static_cast<size_t>(row) * static_cast<size_t>(widest_input_); }
   void sync(const Part& part) const {
     if (!part.alone) m_.pool_.barrier();
   }
@@ -103,7 +119,6 @@ class Forward {
   Model::Workspace& w_;
   float* logits_;
   float* hidden_;
-  int first_node_;
   // Rows whose int8 inputs have two digits (16 bits in effect): the slots, whose own rounding errors the head reads
   // off, and every row of a pass without slots, a policy's, to which all later tokens attend. These few rows made most
   // of the distance to the fp32 parent: margins move by 3 % of their deviation with two digits, by 10 % with one.

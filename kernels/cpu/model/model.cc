@@ -103,15 +103,28 @@ void Model::check(const Tree& tree, const Batch& b) {
   check_complete();
   if (b.segments < 1) fail("a batch needs at least one segment");
   if (b.offsets[0] != 0) fail("offsets must start at 0");
-  std::vector<int64_t>& ends = workspace_->ends;
-  ends.resize(static_cast<size_t>(b.segments));
+  auto& ends = workspace_->ends;
+  auto& grown = workspace_->grown;
+  ends.clear();
+  grown.clear();
   for (int s = 0; s < b.segments; ++s) {
     if (b.offsets[s + 1] <= b.offsets[s]) fail("segment " + std::to_string(s) + " is empty");
     const int n = b.offsets[s + 1] - b.offsets[s], parent = b.parents[s];
-    if (parent < 0 || parent >= tree.size() + s) fail("segment " + std::to_string(s) + ": no such parent node");
-    const int64_t start = parent < tree.size() ? int64_t{tree.node(parent).start} + tree.node(parent).n
-                                               : ends[static_cast<size_t>(parent - tree.size())];
-    ends[static_cast<size_t>(s)] = start + n;
+    if (parent < 0 || parent >= tree.size() + static_cast<int>(ends.size()))
+      fail("segment " + std::to_string(s) + ": no such parent node");
+    int64_t start;
+    if (b.grows(s)) {
+      start = check_grows(tree, b, s);
+      grown.push_back({parent, tree.node(parent).n, start + n});
+    } else {
+      if (b.room != nullptr && b.room[s] > config_.context)
+        fail("segment " + std::to_string(s) + ": room for more tokens than the context holds");
+      start = parent < tree.size() ? int64_t{tree.node(parent).start} + tree.node(parent).n
+                                   : ends[static_cast<size_t>(parent - tree.size())];
+      for (const Grown& g : grown)
+        if (g.node == parent) start = g.end;
+      ends.push_back(start + n);
+    }
     if (start + n > config_.context)
       throw std::length_error(std::to_string(start + n) + " tokens, but the model's context is " +
                               std::to_string(config_.context));
@@ -123,6 +136,25 @@ void Model::check(const Tree& tree, const Batch& b) {
   for (int i = 0; i < b.slot_count; ++i)
     if (b.slots[i] < 0 || b.slots[i] >= b.tokens() || (i > 0 && b.slots[i] <= b.slots[i - 1]))
       fail("slots must be increasing indices of the batch's tokens");
+}
+
+// The position at which segment s goes on with the node that it grows.
+int64_t Model::check_grows(const Tree& tree, const Batch& b, int s) const {
+  const int id = b.parents[s], kept = b.kept[s];
+  const auto fail = [&](const char* why) {
+    throw std::invalid_argument("segment " + std::to_string(s) + ": node " + std::to_string(id) +
+                                " can not grow: " + why);
+  };
+  if (id < 1 || id >= tree.size()) fail("it is the root, or of the same batch");
+  // Positions of what hangs from it, and of nothing else, rest on its length.
+  for (int i = id + 1; i < tree.size(); ++i)
+    if (tree.node(i).parent == id) fail("it has children");
+  for (int i = 0; i < s; ++i)
+    if (b.parents[i] == id) fail("the batch has used it before");
+  const Node& node = tree.node(id);
+  if (kept > node.n) fail("it has fewer tokens than are to be kept");
+  if (int64_t{kept} + b.offsets[s + 1] - b.offsets[s] > node.room) fail("it has no room");
+  return int64_t{node.start} + kept;
 }
 
 // The segments from `first` on that are computed side by side, and their slots, from `slot` on.
@@ -137,8 +169,15 @@ Batch Model::next_part(const Batch& b, int first, int slot) {
   slots.clear();
   for (int s = first; s <= last; ++s) offsets.push_back(b.offsets[s] - base);
   for (int i = slot; i < b.slot_count && b.slots[i] < b.offsets[last]; ++i) slots.push_back(b.slots[i] - base);
-  return {b.ids + base, offsets.data(), b.parents + first, last - first, slots.data(), static_cast<int>(slots.size()),
-          b.fine};
+  return {b.ids + base,
+          offsets.data(),
+          b.parents + first,
+          last - first,
+          slots.data(),
+          static_cast<int>(slots.size()),
+          b.fine,
+          b.kept == nullptr ? nullptr : b.kept + first,
+          b.room == nullptr ? nullptr : b.room + first};
 }
 
 void Model::extend(Tree& tree, const Batch& batch, float* logits, float* hidden) {
@@ -158,6 +197,7 @@ void Model::extend(Tree& tree, const Batch& batch, float* logits, float* hidden)
     }
   } catch (...) {  // out of memory while preparing, or forked: the pass itself does not throw
     tree.truncate(before);
+    for (const Grown& g : workspace_->grown) tree.resize(g.node, g.before);
     throw;
   }
 }

@@ -27,11 +27,16 @@ struct Layer {
 struct Batch {
   const int32_t* ids;
   const int32_t* offsets;  // [segments + 1]
-  const int32_t* parents;  // [segments]: a node of the tree, or tree.size() + an earlier segment
+  const int32_t* parents;  // [segments]: a node of the tree, or tree.size() + the number of an earlier new node
   int segments;
   const int32_t* slots;  // [slot_count], increasing indices into ids
   int slot_count;
   bool fine = false;  // all rows with two digits: a policy's root, to which every later token attends
+  // [segments] or null. kept >= 0: the segment adds no node; its tokens follow the first `kept` ones of its parent, in
+  // it, and replace the others. room: tokens that a new node may grow to, where that is more than it has.
+  const int32_t* kept = nullptr;
+  const int32_t* room = nullptr;
+  bool grows(int s) const { return kept != nullptr && kept[s] >= 0; }
   int tokens() const { return offsets[segments]; }
 };
 
@@ -54,9 +59,10 @@ class Model {
   // Throws std::invalid_argument naming the first weight that is missing.
   void check_complete() const;
 
-  // Adds the batch's segments as nodes. logits f32 [slot_count, rows]; hidden f32 [slot_count, config.hidden] (after
-  // the final norm) or null. Throws std::invalid_argument on a bad batch and std::length_error past the context; the
-  // tree is unchanged then.
+  // Adds the batch's segments as nodes, or to nodes. logits f32 [slot_count, rows]; hidden f32 [slot_count,
+  // config.hidden] (after the final norm) or null. Throws std::invalid_argument on a bad batch and std::length_error
+  // past the context; the tree is unchanged then. Where memory runs out, too, but for what grown nodes held past
+  // `kept`.
   void extend(Tree& tree, const Batch& batch, float* logits, float* hidden);
   // Keeps the tree's first `nodes` nodes; waits for a pass that is under way.
   void truncate(Tree& tree, int nodes);
@@ -64,6 +70,7 @@ class Model {
  private:
   friend class Forward;
   void check(const Tree& tree, const Batch& batch);
+  int64_t check_grows(const Tree& tree, const Batch& batch, int segment) const;
   Batch next_part(const Batch& batch, int first, int slot);
 
   Config config_;

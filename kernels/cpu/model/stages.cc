@@ -11,9 +11,16 @@ size_t sz(int n) { return static_cast<size_t>(n); }
 
 }  // namespace
 
-int Forward::position(int token) const {
+int Forward::token_of(const Rows& rows, int row) const { return rows.blocks == &w_.blocks ? row : batch_.slots[row]; }
+
+Place Forward::place(int token) const {
   const int s = w_.segment_of[sz(token)];
-  return tree_.node(first_node_ + s).start + token - batch_.offsets[s];
+  return {w_.places[sz(s)].node, w_.places[sz(s)].first + token - batch_.offsets[s]};
+}
+
+int Forward::position(int token) const {
+  const Place at = place(token);
+  return tree_.node(at.node).start + at.first;
 }
 
 // Where the cos and sin of a position begin.
@@ -61,7 +68,7 @@ void Forward::prepare(int member, const Rows& rows, const Part& part, const Line
   int begin, end;
   rows_of(member, part, begin, end);
   const Inputs in = inputs(rows, part);
-  std::byte *a = rows.a + place(part.at) * 2, *low_a = rows.low + place(in.low_first);
+  std::byte *a = rows.a + input_offset(part.at) * 2, *low_a = rows.low + input_offset(in.low_first);
   float *a_scale = rows.a_scale + part.at, *low_scale = rows.low_scale + in.low_first;
   const float* weight = norm == nullptr || norm->empty() ? nullptr : norm->data();
   float* scratch = w_.threads[sz(member)].row.data();
@@ -100,13 +107,13 @@ void Forward::prepare(int member, const Rows& rows, const Part& part, const Line
 // others: its place is counted in rows of the widest.
 Inputs Forward::inputs(const Rows& rows, const Part& part) const {
   Inputs in{};
-  in.a = rows.a + place(part.at) * 2;
+  in.a = rows.a + input_offset(part.at) * 2;
   in.scale = rows.a_scale + part.at;
   in.rows = part.last - part.first;
   in.low_of = rows.low_of.data() + part.first;
   for (int r = 0; r < in.rows; ++r)  // second digits stand in the order of their rows
     if (in.low_of[r] >= 0 && in.low_rows++ == 0) in.low_first = in.low_of[r];
-  in.low = rows.low + place(in.low_first);
+  in.low = rows.low + input_offset(in.low_first);
   in.low_scale = rows.low_scale + in.low_first;
   return in;
 }
@@ -157,7 +164,7 @@ void Forward::rotate_q(int member, int index, const Rows& rows, const Part& part
   float* normed = w_.threads[sz(member)].row.data();
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   for (int r = begin; r < end; ++r) {
-    const int p = position(rows.blocks == &w_.blocks ? r : batch_.slots[r]);
+    const int p = position(token_of(rows, r));
     const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
     for (int h = 0; h < c_.heads; ++h) {
       const int kv_head = h / c_.group(), g = h % c_.group();
@@ -182,21 +189,21 @@ void Forward::store_kv(int member, int index, const Part& part) {
   int begin, end;
   rows_of(member, part, begin, end);
   for (int t = begin; t < end; ++t) {
-    const int s = w_.segment_of[sz(t)];
-    const Node& node = tree_.node(first_node_ + s);
-    const int i = t - batch_.offsets[s], p = node.start + i;
+    const Place at = place(t);
+    const Node& node = tree_.node(at.node);
+    const int i = at.first, p = node.start + i;
     const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
     for (int h = 0; h < c_.kv_heads; ++h) {
       const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
       const float* k = w_.kv.data() + sz(part.at + t - part.first) * sz(width) + sz(h) * sz(d);
       // The node's memory is this pass's own until it returns.
       uint16_t* keys =
-          const_cast<uint16_t*>(node.k) + plane * key_size(node.n, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
+          const_cast<uint16_t*>(node.k) + plane * key_size(node.room, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
       if (norm != nullptr) k_.norm(k, norm, d, c_.norm_eps, normed);
       k_.rope(norm != nullptr ? normed : k, d, cos, sin, 1.0f, rotated);
       for (int j = 0; j < half; ++j) std::memcpy(keys + sz(j) * 32, rotated + 2 * j, 4);
       uint16_t* values =
-          const_cast<uint16_t*>(node.v) + plane * value_size(node.n, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
+          const_cast<uint16_t*>(node.v) + plane * value_size(node.room, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
       k_.to_bf16(k + c_.kv_size(), d, rotated);
       for (int j = 0; j < d; ++j) values[2 * j] = rotated[j];
       if (i + 1 < node.n) continue;
@@ -211,31 +218,37 @@ void Forward::store_kv(int member, int index, const Part& part) {
 void Forward::attend(int member, int index, const Rows& rows) {
   auto& scratch = w_.threads[sz(member)];
   const int d = c_.head_dim, group = c_.group();
-  const int tasks = static_cast<int>(rows.blocks->size()) * c_.kv_heads;
+  const int blocks = static_cast<int>(rows.blocks->size()), tasks = blocks * c_.kv_heads;
   std::atomic<int>& counter = next_task_[index % 2];
   for (int task; (task = counter.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-    // The last blocks of a segment see the most keys: they go first.
-    const QueryBlock& block = (*rows.blocks)[rows.blocks->size() - 1 - sz(task / c_.kv_heads)];
-    const int h = task % c_.kv_heads;
+    // A head's blocks follow each other: they find its keys and values in L2 or L3.
+    const QueryBlock& block = (*rows.blocks)[sz(task % blocks)];
+    const int h = task / blocks;
     const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
     int depth = 0;
-    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
+    for (int i = block.node; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
     KvPart* parts = scratch.parts.data();
-    int place = depth;
-    for (int i = first_node_ + block.segment; i >= 0; i = tree_.node(i).parent) {
+    QueryEnd* ends = scratch.ends.data();
+    int query = block.count - 1, part = depth;
+    for (int i = block.node; i >= 0; i = tree_.node(i).parent) {
       const Node& node = tree_.node(i);
       if (node.n == 0) continue;  // an empty root
-      parts[--place] = {node.k + plane * key_size(node.n, d), node.v + plane * value_size(node.n, d), node.n,
-                        node.start};
+      parts[--part] = {node.k + plane * key_size(node.room, d), node.v + plane * value_size(node.room, d), node.n,
+                       node.start};
+      for (; query >= 0; --query) {
+        const Place at = place(token_of(rows, block.row + query));
+        if (at.node != i) break;
+        ends[query] = {part, at.first + 1};
+      }
     }
     Attention t;
     t.q = w_.q_heads.data() + (sz(h) * sz(rows.count) + sz(block.row)) * sz(group) * sz(d);
     t.parts = parts;
+    t.ends = ends;
     t.part_count = depth;
     t.queries = block.count;
     t.group = group;
     t.d = d;
-    t.first = block.first;
     t.scores = scratch.scores.data();
     t.probs = scratch.probs.data();
     t.out = w_.attention.data() + sz(block.row) * sz(c_.q_size()) + sz(h) * sz(group) * sz(d);

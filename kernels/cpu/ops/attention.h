@@ -1,8 +1,9 @@
 // Attention over a path of the token tree: two small GEMMs over panels that the KV cache is stored in.
 //
 // Scores of all keys of all ancestors stand side by side in one row (each node padded to 16 keys), one
-// softmax over the row, then one product with the values, node after node. A row's arithmetic depends on its
-// path in the tree alone, never on which rows share its tile or its batch.
+// softmax over the row, then one product with the values, node after node. All of it for one tile of rows before the
+// next: its scores stay in L1, and keys and values, which the first tile brought into L2, are what streams. A row's
+// arithmetic depends on its path in the tree alone, never on which rows share its tile or its batch.
 #pragma once
 
 #include "isa/kernels.h"
@@ -15,13 +16,17 @@ template <class V>
 struct AttentionOp {
   using F = typename V::F;
   static constexpr int kRows = V::kTileRows, kVectors = V::kTileVectors;
+  static_assert(kRows <= kMaxTileRows);
+  // Elements from what is multiplied to what is fetched meanwhile: 8 KB, 64 keys of 64. A long conversation's keys and
+  // values do not stay in L3 beside the weights.
+  static constexpr size_t kAhead = 4096;
 
   // Keys of part p that some query of this task sees.
-  static int visible(const Attention& t, int p) {
-    const int n = t.parts[p].n;
-    if (p + 1 < t.part_count) return n;
-    const int last = t.first + t.queries;
-    return last < n ? last : n;
+  static int visible(const Attention& t, int p) { return seen_of(t, p, t.queries - 1); }
+  // Keys of part p that query i sees.
+  static int seen_of(const Attention& t, int p, int i) {
+    const QueryEnd& end = t.ends[i];
+    return p < end.part ? t.parts[p].n : p == end.part ? end.seen : 0;
   }
   static int padded(int n) { return (n + 15) / 16 * 16; }
 
@@ -33,6 +38,8 @@ struct AttentionOp {
       typename V::B2 bv[C];
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) bv[c] = V::load2(b + vector * static_cast<size_t>(c));
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) V::prefetch(b + vector * static_cast<size_t>(c) + kAhead);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const auto av = V::broadcast2(a + static_cast<size_t>(r) * lda);
@@ -162,45 +169,43 @@ struct AttentionOp {
     for (int i = 0; i < t.part_count; ++i) width += padded(visible(t, i));
     const size_t stride = static_cast<size_t>(width);
 
-    int offset = 0;
-    for (int i = 0; i < t.part_count; ++i) {
-      const int n = visible(t, i);
-      for (int r = 0; r < rows; r += kRows) {
-        const ScoresCall call{t.q + static_cast<size_t>(r) * t.d,
-                              t.d,
-                              t.parts[i].k,
-                              t.scores + static_cast<size_t>(r) * stride + offset,
-                              stride,
-                              padded(n) / 16};
-        of_rows<kRows>(rows - r < kRows ? rows - r : kRows, call);
-      }
-      offset += padded(n);
-    }
-
     const bool limited = t.softcap > 0.0f || t.window > 0;
-    const int position = t.parts[t.part_count - 1].start + t.first;  // of the first query
     const F hidden = V::set1(-1e30f);
-    for (int r = 0; r < rows; r += kRows) {
-      const int height = rows - r < kRows ? rows - r : kRows;
+    const int tiles = (rows + kRows - 1) / kRows;  // of even height
+    for (int tile = 0, r = 0; tile < tiles; ++tile) {
+      const int height = rows * (tile + 1) / tiles - r;
+      float* s = t.scores;
+      for (int i = 0; i < t.part_count; ++i) {
+        const int n = padded(visible(t, i));
+        const ScoresCall call{t.q + static_cast<size_t>(r) * t.d, t.d, t.parts[i].k, s, stride, n / 16};
+        of_rows<kRows>(height, call);
+        s += n;
+      }
       float inverse[kRows];
+      int own_width[kRows];
       for (int j = 0; j < height; ++j) {
-        float* s = t.scores + static_cast<size_t>(r + j) * stride;
-        if (limited) limit(t, s, width, position + (r + j) / t.group - t.window + 1);
-        int start = 0;
-        for (int i = 0; i < t.part_count; ++i) {
-          const int n = visible(t, i);
-          const int seen = i + 1 < t.part_count ? n : min(n, t.first + (r + j) / t.group + 1);
+        s = t.scores + static_cast<size_t>(j) * stride;
+        const int query = (r + j) / t.group;
+        const QueryEnd& end = t.ends[query];
+        if (limited) limit(t, s, width, t.parts[end.part].start + end.seen - t.window);
+        // A row ends with the block of 16 of the last key that it sees, whatever the others of its tile see.
+        int own = 0;
+        for (int i = 0; i <= end.part; ++i) {
+          const int seen = seen_of(t, i, query), n = padded(seen);
           // Padding lanes, and keys after the query: overwritten, whatever they held.
-          for (int b = seen / 16 * 16; b < padded(n); b += 16)
-            V::store(s + start + b, V::first(V::load(s + start + b), seen - b, hidden));
-          start += padded(n);
+          if (seen < n) V::store(s + own + n - 16, V::first(V::load(s + own + n - 16), seen % 16, hidden));
+          own += n;
         }
-        numerators(s, width, t.probs + static_cast<size_t>(r + j) * stride);
+        own_width[j] = own;
+        uint16_t* p = t.probs + static_cast<size_t>(j) * stride;
+        numerators(s, own, p);
+        for (int i = own; i < width; i += 16) V::store_bf16(p + i, V::zero());
       }
       // Once all are stored: a sum right behind its row's stores would wait for each pair of them to leave the core.
-      for (int j = 0; j < height; ++j) inverse[j] = 1.0f / sum(t.probs + static_cast<size_t>(r + j) * stride, width);
-      const ValuesCall call{t, t.probs + static_cast<size_t>(r) * stride, stride, inverse, r};
+      for (int j = 0; j < height; ++j) inverse[j] = 1.0f / sum(t.probs + static_cast<size_t>(j) * stride, own_width[j]);
+      const ValuesCall call{t, t.probs, stride, inverse, r};
       of_rows<kRows>(height, call);
+      r += height;
     }
   }
 
