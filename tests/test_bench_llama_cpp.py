@@ -35,7 +35,7 @@ def test_it_scores_like_the_reference(source: Source, variant: str, least: float
         Segment(np.array([9], np.int32), 1, (0,)),
         Segment(np.arange(40, 47, dtype=np.int32), 0, (6,)),
     ]
-    right = parent.reference(source.parent, source.root).tree().extend(segments)
+    right = parent.reference(source).tree().extend(segments)
     scorer = contender.load(source, 1)
     found = scorer.tree().extend(segments)
     assert found.shape == right.shape
