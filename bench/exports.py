@@ -2,9 +2,9 @@
 
     python -m aegis_edge.bench.exports FOLDER... [--base BASE] [--adapter DIR] [--prompts 100]
 
-A folder is read by what reads it on a CPU: transformers (with compressed-tensors), llama.cpp, or, where its
-engine needs a GPU, `tensorrt.py`'s own reading of the format. Exits with 1 where more than LIMIT of the
-verdicts differ.
+A folder is read by what reads it on a CPU: transformers (with compressed-tensors), llama.cpp, ONNX Runtime
+(where `tensorrt-edgellm-export . onnx` was run in it: `edge_onnx.py`), or, where its engine needs a GPU,
+`tensorrt.py`'s own reading of the format. Exits with 1 where more than LIMIT of the verdicts differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from aegis_edge.bench import fidelity, prompts
+from aegis_edge.bench import edge_onnx, fidelity, prompts
 from aegis_edge.bench.guards import NEVER
 from aegis_edge.bench.parent import check_same
 from aegis_edge.conversation import Conversation
@@ -80,6 +80,8 @@ def reader(folder: Path, root: Sequence[int]) -> tuple[str, Ask]:
     """(what reads the folder, the same as `Ask`). Raises ScorerError where that is not installed."""
     if (folder / "guard.gguf").is_file():
         return "llama.cpp", _llama_cpp(folder / "guard.gguf", root)
+    if (folder / edge_onnx.GRAPH).is_file():
+        return "ONNX Runtime", _onnx(folder / edge_onnx.GRAPH, root)
     for file, load in _READERS.items():
         if (folder / file).is_file():
             name, model = load(folder)
@@ -96,6 +98,13 @@ def _llama_cpp(file: Path, root: Sequence[int]) -> Ask:
         raise ScorerError(f"{file} needs {error.name}", hint="pip install llama-cpp-python") from error
     engine.policies.add(tuple(root))
     return engine.ask
+
+
+def _onnx(file: Path, root: Sequence[int]) -> Ask:
+    try:
+        return edge_onnx.EdgeOnnx(file, root)
+    except ModuleNotFoundError as error:
+        raise ScorerError(f"{file} needs {error.name}", hint="pip install onnx onnxruntime") from error
 
 
 def _tensorrt(folder: Path) -> tuple[str, Any]:
