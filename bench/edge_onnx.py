@@ -35,7 +35,7 @@ class EdgeOnnx:
 
         about = json.loads((file.parent / "config.json").read_text("utf-8"))
         self._root = list(root)
-        self._embedding = load_file(file.parent / "embedding.safetensors")["weight"]
+        self._embedding = load_file(file.parent / "embedding.safetensors")["embedding"]
         kept = load_file(file.parent / "vocab_map.safetensors")["vocab_map"]
         self._row = {int(token): row for row, token in enumerate(kept)}
         scaling = (about.get("rope_scaling") or {}).get("rope_type", "default")

@@ -45,10 +45,11 @@ check start from them. Give it ids, never text. `aegis_edge.exported.exported_gu
 of logits in Python: `ask(paths, tokens)` gives, for each path of ids, those of `tokens` behind its last.
 """
 _CHECKED = """Run, by the project's tests on a CPU: the folder loads in transformers, and verdicts from the
-kept rows alone are the parent's, on a small random model. By hand, once, on the default guard: the loader of
-tensorrt-edgellm 0.11.0 takes all of its tensors. Not run: an engine, its runtime, `tensorrt-edgellm-build`,
-or anything on a GPU; the ONNX export to its end, so what `onnx/llm` holds is what its documentation says; nor
-the tool's own `-reduce-vocab`, which counts a news data set and takes no tokens.
+kept rows alone are the parent's, on a small random model. By hand, once, on the default guard: the export of
+tensorrt-edgellm 0.11.0 to its end (logits of 7 rows come out), and its ONNX graph in ONNX Runtime, its
+`AttentionPlugin` nodes replaced by standard operators. Not run: the plugin itself, an engine, its runtime,
+`tensorrt-edgellm-build`, or anything on a GPU; nor the tool's own `-reduce-vocab`, which counts a news data
+set and takes no tokens. `python -m aegis_edge.bench.exports .` compares `onnx` with the parent.
 """
 
 
