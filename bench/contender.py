@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aegis_edge.features import Features
 from aegis_edge.scoring import IdArray, Scorer
 
 
@@ -45,6 +46,11 @@ class Source:
         """The label rows: weight float32 [rows, hidden], bias float32 [rows]."""
         with np.load(self.parent / "head.npz") as arrays:
             return arrays["weight"], arrays["bias"]
+
+    @property
+    def softcap(self) -> float:
+        """c of the label logits c tanh(logit / c), as the base's LM head has it; 0: none."""
+        return Features.of(self.manifest["model"]).logit_softcap
 
 
 def _nothing(source: Source) -> None:

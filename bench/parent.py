@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aegis_edge.artifact import Artifact
+from aegis_edge.bench.contender import Source
 from aegis_edge.errors import ScorerError
+from aegis_edge.families import family_of
+from aegis_edge.policy import Policy
 
 if TYPE_CHECKING:
     from aegis_edge.scoring.reference import ReferenceScorer
@@ -38,13 +41,16 @@ def parent_folder(artifact: Artifact, base: str | None, adapter: str | None, wor
         base = DEFAULT_BASE
     if adapter is None and made_from["adapter"] is None:
         adapter = NO_ADAPTER
-    key = hashlib.sha256(json.dumps([made_from, base, adapter], sort_keys=True).encode()).hexdigest()[:16]
+    # With the head: which rows of the LM head those are depends on family and policy.
+    identity = json.dumps([made_from, base, adapter, artifact.manifest["head"]], sort_keys=True)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = work / f"parent-{key}"
     if (folder / "head.npz").is_file():
         return folder
-    parent = load_parent(base, adapter, artifact.manifest["family"]["name"])
+    section, policy = artifact.manifest["family"], Policy.from_dict(artifact.manifest["policy"])
+    parent = load_parent(base, adapter, family_of(section), policy)
     for part in ("base", "adapter"):
-        _check_same(part, made_from[part], parent.provenance[part])
+        check_same(part, made_from[part], parent.provenance[part])
     folder.mkdir(parents=True, exist_ok=True)
     save(parent.model.base_model, folder)
     (folder / "tokenizer.json").write_text(parent.tokenizer, encoding="utf-8")
@@ -65,7 +71,7 @@ def save(decoder: Any, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def reference(folder: Path, root: Any) -> ReferenceScorer:
+def reference(source: Source) -> ReferenceScorer:
     """The definition of right: the parent in fp32, the policy's part computed once."""
     import torch
     from transformers import AutoModel
@@ -74,13 +80,13 @@ def reference(folder: Path, root: Any) -> ReferenceScorer:
     from aegis_edge.scoring.reference import ReferenceScorer
 
     logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    with np.load(folder / "head.npz") as head:
-        weight, bias = torch.from_numpy(head["weight"]), torch.from_numpy(head["bias"])
-    return ReferenceScorer(model, weight, bias, root.tolist(), cache_root=True)
+    model = AutoModel.from_pretrained(source.parent, dtype=torch.float32).eval()
+    weight, bias = (torch.from_numpy(part) for part in source.head())
+    root, cap = source.root.tolist(), source.softcap
+    return ReferenceScorer(model, weight, bias, root, cache_root=True, softcap=cap)
 
 
-def _check_same(part: str, guard: dict[str, Any] | None, found: dict[str, Any] | None) -> None:
+def check_same(part: str, guard: dict[str, Any] | None, found: dict[str, Any] | None) -> None:
     """A guard beside another parent would look unfaithful, or a changed one faithful."""
     theirs, ours = (guard or {}).get("sha256"), (found or {}).get("sha256")
     if theirs != ours:

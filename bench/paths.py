@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from aegis_edge.bench.contender import Source
 from aegis_edge.scoring import IdArray, LogitArray, Segment, TreeShape
+from aegis_edge.scoring.vocabulary import softcapped
 
 HiddenArray = npt.NDArray[np.float32]
 
@@ -39,6 +40,7 @@ class PathScorer:
     def __init__(self, name: str, engine: Engine, source: Source) -> None:
         self.name, self._engine, self._root = name, engine, source.root
         self._weight, self._bias = source.head()
+        self._softcap = source.softcap
         self.rows = len(self._bias)
         self.context = engine.context
         self.vocab = int(source.manifest["model"]["vocab"])
@@ -54,8 +56,7 @@ class PathScorer:
     def logits(self, prefix: Any, paths: Sequence[IdArray], slots: Sequence[Sequence[int]]) -> LogitArray:
         """Label logits float32 [all slots, rows]."""
         hidden = self._engine.run(prefix, paths, slots)
-        found: LogitArray = hidden @ self._weight.T + self._bias
-        return found
+        return softcapped(hidden @ self._weight.T + self._bias, self._softcap)
 
 
 class PathTree:

@@ -136,7 +136,7 @@ def _fidelity(
     batches: list[list[Conversation]] = [list(compared[i : i + 32]) for i in range(0, len(compared), 32)]
     rated: dict[str, list[Rating]] = {}
     with progress.steps("comparing verdicts", len(batches) * (1 + len(scorers))) as done:
-        for name, scorer in {"": parent.reference(source.parent, source.root), **scorers}.items():
+        for name, scorer in {"": parent.reference(source), **scorers}.items():
             rated[name] = []
             for batch in batches:
                 rated[name] += fidelity.ratings(text, scorer, batch)

@@ -22,6 +22,10 @@ from rich.console import Console
 from tiny_architectures import ARCHITECTURES, WINDOW, make, write
 
 from aegis_edge.artifact import MANIFEST, Artifact
+from aegis_edge.bench.contender import Source
+from aegis_edge.bench.parent import parent_folder, reference
+from aegis_edge.bench.paths import PathScorer
+from aegis_edge.bench.scorers.reference import Torch
 from aegis_edge.errors import ArtifactError, ExportError
 from aegis_edge.export.merge import load_parent
 from aegis_edge.export.pipeline import export_guard
@@ -138,6 +142,23 @@ def test_the_reference_is_transformers(case: Case) -> None:
             parent.model, head.weight, head.bias, ROOT, cache_root=cached, softcap=head.softcap
         )
         assert distance(run(scorer), case.wanted) < EXACT
+
+
+def test_the_bench_s_parent_is_transformers(case: Case, tmp_path, monkeypatch) -> None:
+    """Soft caps among it: without that of the logits, a model that has one gives others."""
+    artifact = case.guards["bf16"]
+    source = Source(artifact.path, parent_folder(artifact, case.base, "none", tmp_path), tmp_path)
+    engine = Torch(source.parent, "fp32", cached=False)
+
+    def found() -> list[float]:
+        return [
+            distance(run(one), case.wanted) for one in (reference(source), PathScorer("t", engine, source))
+        ]
+
+    assert max(found()) < EXACT
+    if source.softcap:
+        monkeypatch.setattr(Source, "softcap", 0.0)
+        assert min(found()) > 0.01
 
 
 def test_an_artefact_in_bf16_gives_its_logits(case: Case) -> None:

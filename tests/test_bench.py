@@ -58,7 +58,7 @@ def _segment(ids: list[int], at: int, *slots: int) -> Segment:
 @pytest.mark.parametrize("cached", [False, True])
 def test_sequences_score_like_the_tree(source: Source, cached: bool) -> None:
     """A tree of ragged siblings and nested slots, and a second pass that hangs from the first."""
-    right = parent.reference(source.parent, source.root).tree()
+    right = parent.reference(source).tree()
     sequences = PathScorer("torch", Torch(source.parent, "fp32", cached), source).tree()
     first = [
         _segment([5, 6, 7, 8], 0, 3),

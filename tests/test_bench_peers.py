@@ -49,7 +49,7 @@ def test_it_scores_like_the_reference(source: Source, variant: str, monkeypatch:
         Segment(np.array([30, 31, 32], np.int32), 2, (2, 0)),
         Segment(np.arange(40, 47, dtype=np.int32), 0, (6,)),
     ]
-    right = parent.reference(source.parent, source.root).tree().extend(segments)
+    right = parent.reference(source).tree().extend(segments)
     scorer = contender.load(source, 1)
     found = scorer.tree().extend(segments)
     assert found.shape == right.shape

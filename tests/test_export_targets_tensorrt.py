@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -146,6 +147,11 @@ def test_tensorrt_edge_keeps_the_rows_that_a_verdict_reads(tiny) -> None:
     assert kept.dtype == torch.int32 and kept.dim() == 1 and len(set(kept.tolist())) == len(kept)
     assert kept[: len(head["rows"])].tolist() == head["tokens"] and int(kept.max()) < about["vocab_size"]
     assert about["reduced_vocab_size"] == len(kept)
+    # The tool stops where there is no chat template; this one adds nothing.
+    template = jinja2.Template((folder / "chat_template.jinja").read_text())
+    assert template.render(messages=[{"role": "user", "content": " <|im_end|> as it is\n"}]) == (
+        " <|im_end|> as it is\n"
+    )
     # What an engine with this map returns: the rows of the logits, in its order.
     model = load(folder)
     assert model.config.vocab_size == about["vocab_size"]

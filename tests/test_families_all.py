@@ -22,11 +22,13 @@ from test_families_guard import nemo_parsers
 from test_families_spoken import LLAMA_GUARD
 from tiny_export import tiny_model
 from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from aegis_edge.encoding import ContentEncoder
-from aegis_edge.errors import FamilyError, PolicyError
+from aegis_edge.errors import ArtifactError, FamilyError, PolicyError
 from aegis_edge.export.chat import check_ids, speak
 from aegis_edge.export.pipeline import export_guard
+from aegis_edge.exported import HEAD_FILE, exported_guard, read_head
 from aegis_edge.families import Plan, find_recipe
 from aegis_edge.families.recipe import BUILT_IN
 from aegis_edge.families.spoken import Spoken
@@ -247,6 +249,36 @@ def test_a_guideline_that_the_template_loses_is_named(folders, tmp_path):
         speak(find_recipe("shieldgemma"), tmp_path)
 
 
+def _check_another_engine(base: Path, lines: Path, out: Path) -> None:
+    """Its folder for transformers answers in the family's words, and its README's formula is the margin."""
+    export_guard(str(base), "none", "qwen3guard-gen", out=out, calibration=lines, target="hf",
+                 console=Console(file=io.StringIO()))  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def ask(paths: list[list[int]], tokens: list[int]) -> list[list[float]]:
+        return [model(torch.tensor([path])).logits[0, -1, tokens].tolist() for path in paths]
+
+    guard = exported_guard(out, ask)
+    verdict = guard.check(PROMPT)
+    assert re.match("Safety: (Safe|Unsafe|Controversial)\nCategories: ", guard.as_text(verdict))
+    readme = (out / "README.md").read_text()
+    ids, margin = (re.search(rf"^    {name} +=(.*)$", readme, re.M)[1] for name in ("ids", "m"))
+    head = read_head(out)
+    plan, seams = head["plan"], head["plan"].get("seams", {}).get("prompt", ["", ""])
+    text = ContentEncoder.from_file(out / "tokenizer.json").ids(PROMPT.join(seams))
+    path = eval(ids.replace("plan.root_ids", "root").replace("ids of the text", "text"),
+                {"root": plan["root_ids"], "text": list(text)})  # fmt: skip
+    logit = dict(enumerate(ask([path], list(range(len(model.lm_head.weight))))[0]))
+    value = eval(margin, {"logit": logit, "exp": math.exp, "log": math.log})
+    assert margin.count("exp(") == 2 and value == pytest.approx(verdict.prompt.margin, abs=1e-4)
+    older = {key: value for key, value in head.items() if key != "spoken"}
+    (out / HEAD_FILE).write_text(json.dumps(older))
+    with pytest.raises(ArtifactError, match="unknown guard family 'qwen3guard-gen'") as caught:
+        exported_guard(out, ask)
+    assert caught.value.hint == "export the guard again with this version"
+
+
 def test_an_exported_guard_of_three_levels(folders, tmp_path):
     """The whole way, on disk: a question of three words, a list, a refusal."""
     folder, tokenizer = checkpoint("qwen3guard-gen", folders)
@@ -260,6 +292,7 @@ def test_an_exported_guard_of_three_levels(folders, tmp_path):
                  console=Console(file=io.StringIO()))  # fmt: skip
     strict = Policy(thresholds=Thresholds(1e-9, 1e-9))
     verdict = Guard.load(tmp_path / "g", 1, policy=strict).check(PROMPT, RESPONSE)
+    _check_another_engine(base, lines, tmp_path / "hf")
     wanted = made("qwen3guard-gen", folders, prompt=1e-9, response=1e-9)[0].check(PROMPT, RESPONSE)
     for a, b in ((verdict.prompt, wanted.prompt), (verdict.response, wanted.response)):
         assert a.probability == pytest.approx(b.probability, abs=0.03)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_scoring_cuda import BRANCHES
 from tiny_artifact import write_tiny
-from triton_kernels import poisoned
+from triton_kernels import poisoned, wide_blocks
 
 from aegis_edge import Guard
 from aegis_edge.artifact import Artifact
@@ -130,19 +130,20 @@ def test_keys_of_an_earlier_pass_are_those_of_one_pass(artifact):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scheme", "count", "most"), [("bf16", 200, 0), ("w8a8", 24, 1)])
-def test_many_prompts_get_the_reference_s_verdicts(
-    tmp_path, tiny_tokenizer, tiny_plan, tiny_policy, scheme, count, most
+@pytest.mark.parametrize(("scheme", "seed", "most"), [("bf16", 3, 0), ("w8a8", 4, 2)])
+def test_200_prompts_get_the_reference_s_verdicts(
+    tmp_path, tiny_tokenizer, tiny_plan, tiny_policy, scheme, seed, most
 ):
-    """All of them in floating point. In int8, which takes the interpreter seconds a prompt, all of fewer but
-    one near tie. Half of the prompts have responses."""
-    write_tiny(tmp_path / "guard", tiny_tokenizer, tiny_plan, tiny_policy, scheme)
+    """All of them in floating point; in int8, beside weights multiplied out and inputs that are not rounded,
+    all but near ties. Half of the prompts have responses."""
+    count = 200
+    write_tiny(tmp_path / "guard", tiny_tokenizer, tiny_plan, tiny_policy, scheme, seed=seed)
     texts = [text for _, text in generate(3 * count // 2, seed=5)]
     half = count // 2
     items = [*texts[:half], *zip(texts[half:count], texts[count:], strict=True)]
-    found, wanted = (
-        Guard.load(tmp_path / "guard", scorer=name).check_many(items) for name in ("cuda", "reference")
-    )
+    with wide_blocks():
+        found = Guard.load(tmp_path / "guard", scorer="cuda").check_many(items)
+    wanted = Guard.load(tmp_path / "guard", scorer="reference").check_many(items)
     assert 0.1 < sum(verdict.safe for verdict in wanted) / count < 0.9
     differ = [x for x, y in zip(found, wanted, strict=True) if x.safe != y.safe]
     assert len(differ) <= most

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_kernels import close, compiled, poisoned
+from triton_kernels import close, compiled, poisoned, wide_blocks
 
 from aegis_edge.export.quantise import LOW_STEPS, as_seen
 from aegis_edge.triton.int8_gemm import int8_gemm
@@ -179,6 +179,26 @@ def test_gate_and_up(count, inner, depth):
     gate, up = (value(rows) @ (weight.double() * scale.double()[:, None]).T).chunk(2, dim=1)
     right = gate / (1 + (-gate).exp()) * up
     assert close(int8_gemm(rows, weight, scale, silu=True), right, 1e-5)
+
+
+def test_wide_blocks_change_no_bit():
+    x, weight = torch.randn(70, 192) * 3, torch.rand(192) + 0.5
+    rows, matrix, scale = drawn(70, 160, 1100)
+    rows.values[0], matrix[0] = 127, -127  # the largest sum
+
+    def found():
+        digits = int8_rows(x.clone(), *fine, weight=weight, eps=EPS)
+        return [
+            *vars(digits).values(),
+            int8_gemm(rows, matrix, scale),
+            int8_gemm(rows, matrix, scale, silu=True),
+        ]
+
+    fine = fine_rows(70, 70)
+    narrow = found()
+    with wide_blocks():
+        wide = found()
+    assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
 
 
 def test_half_precision_rounds_once():

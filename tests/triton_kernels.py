@@ -12,8 +12,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
+from triton.runtime.interpreter import TensorHandle, interpreter_builder
+
+from aegis_edge.triton import int8_gemm, int8_rows, rms_norm, rope, tree_attention
 
 
 @contextmanager
@@ -38,3 +43,36 @@ def compiled(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment
     )
+
+
+# The interpreter takes its time by the operation and not by the element: some 60 of them a program.
+_WIDE = (
+    (int8_rows, "_ELEMENTS", 1 << 18),
+    (rms_norm, "_ELEMENTS", 1 << 18),
+    (rope, "_BLOCK_T", 512),
+    (tree_attention, "_BLOCK_M", 512),
+    (tree_attention, "_BLOCK_N", 256),
+    (tree_attention, "_MERGED", 1 << 18),
+    (int8_gemm, "_BLOCKS", {"BLOCK_M": 256, "BLOCK_N": 512, "BLOCK_K": 512}),
+)
+
+
+@contextmanager
+def wide_blocks() -> Iterator[None]:
+    """The same kernels in larger blocks, far fewer programs; and their int8 products through float64, which
+    has every int32 sum exactly, where NumPy's own for integers are a hundred times slower. For whole guards:
+    tests of a kernel are about the blocks that it is compiled with."""
+    builder = type(interpreter_builder)
+    dot = builder.create_dot
+
+    def exact(self, a, b, d, *options):
+        if a.data.dtype != np.int8 or b.data.dtype != np.int8:
+            return dot(self, a, b, d, *options)
+        product = a.data.astype(np.float64) @ b.data.astype(np.float64)
+        return TensorHandle(product.astype(np.int32) + d.data, d.dtype.scalar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in _WIDE:
+            patch.setattr(module, name, value)
+        patch.setattr(builder, "create_dot", exact)
+        yield

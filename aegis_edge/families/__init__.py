@@ -61,4 +61,4 @@ def family_of(section: Mapping[str, Any]) -> Family:
     try:
         return Spoken.from_json(section["spoken"]).family()
     except FamilyError as error:
-        raise ArtifactError(f"aegis.json: family.spoken: {error}") from error
+        raise ArtifactError(f"family.spoken: {error}") from error

@@ -90,4 +90,7 @@ class Torch:
 def _decoder(folder: Path, dtype: str) -> Any:
     # Shared by the variants of a dtype: load time and memory are measured in processes of their own.
     logging.disable_progress_bar()
-    return AutoModel.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+    model = AutoModel.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # the only one of transformers' that caps its scores
+    return model

@@ -141,6 +141,7 @@ def save_head(build: Build, vocabulary: Vocabulary, folder: Path) -> None:
     description = {
         "format": HEAD_FORMAT,
         "family": build.family.name,
+        "spoken": None if build.family.spoken is None else build.family.spoken.to_json(),
         "plan": build.plan.to_json(),
         "policy": build.policy.to_dict(),
         "calibration": build.parent.calibration,

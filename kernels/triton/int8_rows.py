@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aegis_edge.triton.rms_norm import normed, stream_rows
 from aegis_edge.triton.spec import OPTIONS, Shape, Spec, power_of_two
 
 MAX_WIDTH = 8192  # of a row: 64 fp32 registers a thread with 4 warps; wider ones spill
@@ -60,18 +61,10 @@ def int8_rows_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    column = tl.arange(0, BLOCK)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
-    at = row[:, None].to(tl.int64) * width + column[None, :]
-    value = tl.load(x + at, inside, 0.0).to(tl.float32)
-    if ADD:
-        value += tl.load(delta + at, inside, 0.0).to(tl.float32)
-        tl.store(x + at, value.to(x.dtype.element_ty), inside)
+    row, column, inside, at, value = stream_rows(x, delta, rows, width, ADD, BLOCK_ROWS, BLOCK)
     factor = tl.full([BLOCK_ROWS], 1.0, tl.float32)  # cancels in y / max|y|: only the scale carries it
     if NORM:
-        factor /= tl.sqrt(tl.sum(value * value, 1) / width + eps)
-        value *= tl.load(weight + column, column < width, 0.0)[None, :]
+        value, factor = normed(value, weight, column, width, eps)
     if HADAMARD > 0:
         blocks: tl.constexpr = BLOCK_ROWS * BLOCK // HADAMARD
         value = hadamard(tl.reshape(value, [blocks, HADAMARD]), blocks, HADAMARD)

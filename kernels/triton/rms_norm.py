@@ -18,6 +18,28 @@ _ELEMENTS = 4096  # of a program: 32 fp32 registers a thread with 4 warps
 
 
 @triton.jit
+def stream_rows(x, delta, rows, width, ADD: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """A program's rows of x in fp32, after x += delta (stored): (row, column, which of them are inside, their
+    offsets, values)."""
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    at = row[:, None].to(tl.int64) * width + column[None, :]
+    value = tl.load(x + at, inside, 0.0).to(tl.float32)
+    if ADD:
+        value += tl.load(delta + at, inside, 0.0).to(tl.float32)
+        tl.store(x + at, value.to(x.dtype.element_ty), inside)
+    return row, column, inside, at, value
+
+
+@triton.jit
+def normed(value, weight, column, width, eps):
+    """RMSNorm in two factors: (value * weight, 1 / sqrt(mean(value^2) + eps) of each row)."""
+    inverse = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
+    return value * tl.load(weight + column, column < width, 0.0).to(tl.float32)[None, :], inverse
+
+
+@triton.jit
 def rms_norm_kernel(
     x,
     delta,
@@ -30,17 +52,9 @@ def rms_norm_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    column = tl.arange(0, BLOCK)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
-    at = row[:, None].to(tl.int64) * width + column[None, :]
-    value = tl.load(x + at, inside, 0.0).to(tl.float32)
-    if ADD:
-        value += tl.load(delta + at, inside, 0.0).to(tl.float32)
-        tl.store(x + at, value.to(x.dtype.element_ty), inside)
-    inverse = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
-    value *= inverse[:, None] * tl.load(weight + column, column < width, 0.0).to(tl.float32)[None, :]
-    tl.store(out + at, value.to(out.dtype.element_ty), inside)
+    _, column, inside, at, value = stream_rows(x, delta, rows, width, ADD, BLOCK_ROWS, BLOCK)
+    value, inverse = normed(value, weight, column, width, eps)
+    tl.store(out + at, (value * inverse[:, None]).to(out.dtype.element_ty), inside)
 
 
 def spec(shape: Shape, *, add: bool) -> Spec:

@@ -21,6 +21,7 @@ from torch import Tensor
 from aegis_edge.triton.spec import OPTIONS, Shape, Spec, power_of_two
 
 _BLOCK_M = 64  # rows of a tile: tokens times query heads of a key head
+_BLOCK_N = 64  # keys at a time, fewer where heads are wide
 _MERGED = 2048  # elements of a program that merges
 
 
@@ -198,7 +199,7 @@ def tree_attention(
 def _part_constants(group: int, head_dim: int) -> dict[str, int]:
     block = power_of_two(head_dim)
     sizes = {"GROUP": group, "HEAD_DIM": head_dim, "BLOCK_M": _BLOCK_M}
-    return sizes | {"BLOCK_N": 64 if block <= 64 else 32 if block <= 128 else 16, "BLOCK_D": block}
+    return sizes | {"BLOCK_N": _BLOCK_N // max(1, min(block, 256) // 64), "BLOCK_D": block}
 
 
 def _merge_constants(head_dim: int) -> dict[str, int]:
