@@ -68,7 +68,8 @@ def load_parent(
     policy: Policy | None = None,
 ) -> Parent:
     """Load `base`, merge `adapter` into it and verify the merge. adapter None: the packaged one for the
-    default base, none for others; "none": the base alone, its label rows taken from the LM head. policy: what
+    default base; for others none, which the default family refuses: its label rows are trained. "none": the
+    base alone, its label rows taken from the LM head. policy: what
     the rows of category lists depend on, None: the default. Raises ExportError."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -76,7 +77,7 @@ def load_parent(
     logging.disable_progress_bar()
     labels = get_family(family) if isinstance(family, str) else family
     resolved = resolve_base(base)
-    folder = _adapter_folder(base, adapter)
+    folder = _adapter_folder(base, adapter, labels.name)
     try:
         config = AutoConfig.from_pretrained(resolved.folder)
         check_architecture(config)
@@ -117,8 +118,14 @@ def find_adapter(path: Path) -> Path:
     return nested[0]
 
 
-def _adapter_folder(base: str, adapter: str | None) -> Path | None:
-    if adapter == NO_ADAPTER or (adapter is None and base != DEFAULT_BASE):
+def _adapter_folder(base: str, adapter: str | None, family: str) -> Path | None:
+    alone = adapter is None and base != DEFAULT_BASE
+    if alone and family == DEFAULT_FAMILY:  # it would load, and let everything pass
+        raise ExportError(
+            f"{base} has no adapter: what the family {family} reads verdicts from is trained",
+            hint=f"--adapter takes a PEFT adapter folder, or {NO_ADAPTER!r} where the base was trained as this guard",
+        )
+    if adapter == NO_ADAPTER or alone:
         return None
     path = PACKAGED_ADAPTER if adapter is None else Path(adapter).expanduser()
     if not path.is_dir():

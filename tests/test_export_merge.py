@@ -71,17 +71,19 @@ def test_verify_merge_measures_the_share():
 
 def test_a_base_alone_reads_its_lm_head(base, tiny_encoder):
     folder, model = base
-    parent = load_parent(str(folder))
+    parent = load_parent(str(folder), "none")
     assert parent.head.kind == "tokens" and parent.provenance["adapter"] is None
     safe, unsafe = tiny_encoder.ids(" safe")[0], tiny_encoder.ids(" unsafe")[0]
     assert parent.head.token_ids[:2] == (safe, unsafe)
     torch.testing.assert_close(parent.head.weight[1], model.lm_head.weight[unsafe].detach())
-    assert load_parent(str(folder), "none").head.kind == "tokens"
+    with pytest.raises(ExportError, match="has no adapter: what the family aegis-edge reads") as caught:
+        load_parent(str(folder))  # nothing trained it: a guard that lets everything pass
+    assert "'none' where the base was trained" in str(caught.value.hint)
 
 
 def test_an_untied_head_is_read_from_the_lm_head(tmp_path, tiny_tokenizer):
     model = write_base(tmp_path / "untied", tiny_tokenizer, tied=False)
-    parent = load_parent(str(tmp_path / "untied"))
+    parent = load_parent(str(tmp_path / "untied"), "none")
     ids = list(parent.head.token_ids)
     torch.testing.assert_close(parent.head.weight, model.lm_head.weight.detach()[ids])
     assert (parent.head.weight - model.model.embed_tokens.weight.detach()[ids]).abs().max() > 0.01
@@ -259,7 +261,7 @@ def test_the_default_base_loads_from_its_cache(base_folder, tmp_path):
     config = json.loads((base_folder / "config.json").read_text())
     assert config["hidden_size"] == 576 and "quantization_config" not in config
     shutil.copytree(base_folder, tmp_path / "copy")
-    parent = load_parent(str(tmp_path / "copy"))
+    parent = load_parent(str(tmp_path / "copy"), "none")
     assert parent.head.kind == "tokens" and parent.model.config.num_hidden_layers == 30
 
 

@@ -178,7 +178,7 @@ def test_a_base_without_the_family_s_tokens_is_refused(text, tmp_path):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     write_base(tmp_path / "base", tokenizer)
     with pytest.raises(AegisError, match="no control token"):
-        export_guard(str(tmp_path / "base"), out=tmp_path / "g", calibration=text)
+        export_guard(str(tmp_path / "base"), "none", out=tmp_path / "g", calibration=text)
 
 
 def test_quantised_norms_are_folded_and_bf16_keeps_them(base, text, tmp_path, tiny_policy):

@@ -49,7 +49,7 @@ def main() -> None:
         text.write_text(
             "\n".join(f"How do I ask question {i} of the user and the assistant?" for i in range(40))
         )
-        out = export_guard(str(base), policy=policy, out=HERE / "artifact-v1", calibration=text).path
+        out = export_guard(str(base), "none", policy=policy, out=HERE / "artifact-v1", calibration=text).path
     artifact = Artifact.open(out)
     guard = Guard.from_artifact(artifact, ReferenceScorer.from_artifact(artifact))
     verdicts = guard.check_many([*PROMPTS, (PROMPTS[0], "the assistant answers")])
