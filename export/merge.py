@@ -123,7 +123,8 @@ def _adapter_folder(base: str, adapter: str | None, family: str) -> Path | None:
     if alone and family == DEFAULT_FAMILY:  # it would load, and let everything pass
         raise ExportError(
             f"{base} has no adapter: what the family {family} reads verdicts from is trained",
-            hint=f"--adapter takes a PEFT adapter folder, or {NO_ADAPTER!r} where the base was trained as this guard",
+            hint=f"--adapter takes a PEFT adapter folder, or {NO_ADAPTER!r} "
+            "where the base was trained as this guard",
         )
     if adapter == NO_ADAPTER or alone:
         return None
