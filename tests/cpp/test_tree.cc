@@ -257,7 +257,7 @@ TEST(a_node_that_grew_is_one_of_all_its_tokens) {
   for (Scheme scheme : kSchemes) {
     const TinyModel tiny(scheme);
     Random random(54);
-    const auto ids = random_ids(random, 75, tiny.config().vocab), other = random_ids(random, 9, tiny.config().vocab);
+    const auto ids = random_ids(random, 75, tiny.config().vocab), other = random_ids(random, 16, tiny.config().vocab);
     const auto root = random_ids(random, 21, tiny.config().vocab);
     for_each_isa([&](const Kernels& k) {
       about("%s %s", k.name, name_of(scheme));
