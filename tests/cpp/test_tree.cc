@@ -246,11 +246,6 @@ TEST(few_slots_or_all) {
   }
 }
 
-// Tokens [begin, end) of ids.
-std::vector<int32_t> piece(const std::vector<int32_t>& ids, int begin, int end) {
-  return {ids.begin() + begin, ids.begin() + end};
-}
-
 // A node that grows in place, past its room in another, is the same bits as one node of all its tokens, wherever it
 // stood still, on any number of threads; also where tokens of another text take the place of some.
 TEST(a_node_that_grew_is_one_of_all_its_tokens) {

@@ -163,6 +163,11 @@ inline std::vector<int32_t> random_ids(Random& random, int n, int vocab) {
   return ids;
 }
 
+// Tokens [begin, end) of ids.
+inline std::vector<int32_t> piece(const std::vector<int32_t>& ids, int begin, int end) {
+  return {ids.begin() + begin, ids.begin() + end};
+}
+
 // Logits [slots, rows] in one pass.
 inline std::vector<float> extend(Model& model, Tree& tree, const std::vector<Segment>& segments,
                                  std::vector<float>* hidden = nullptr) {
