@@ -205,7 +205,7 @@ class _GrowingIds:
     """Ids of a text that grows. What lies before a space between two letters is settled: tokenisers part
     words there (where one does not, the ids do not add up, and nothing is settled)."""
 
-    MARGIN, MOST = 64, 512  # characters that are never settled, and after which it is tried
+    MARGIN, MOST = 64, 256  # characters that are never settled, and after which it is tried
     _WORD_END = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
     def __init__(self, encoder: ContentEncoder) -> None:

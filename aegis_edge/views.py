@@ -39,6 +39,8 @@ _SHOWS_NOTHING = frozenset(
 _SHOWN = frozenset(map(chr, [*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD]))
 _JOINERS = "\u200c\u200d"
 _SPACED = re.compile(r"(?<!\w)[^\W\d_](?:([ .,·*_|\-/])[^\W\d_])(?:\1[^\W\d_]){2,}(?!\w)")
+# What such a run holds, looked for first: a search that begins with one of a few characters is much faster.
+_LONE = re.compile(r"[ .,·*_|\-/][^\W\d_][ .,·*_|\-/][^\W\d_][ .,·*_|\-/]")
 
 
 def view_of(text: str) -> tuple[str, tuple[str, ...]]:
@@ -51,8 +53,10 @@ def view_of(text: str) -> tuple[str, tuple[str, ...]]:
         view = _undone(found, SHAPES, view, _reshaped(view))
         view = _undone(found, LOOKS, view, folded(view))
         view = _undone(found, MARKS, view, _without_stacked_marks(view))
-    view = _undone(found, SPACED, view, _SPACED.sub(lambda run: run[0].replace(run[1], ""), view))
-    view = _undone(found, LOOKS, view, folded(view))  # spaced letters make words
+    if _LONE.search(view):
+        view = _undone(found, SPACED, view, _SPACED.sub(lambda run: run[0].replace(run[1], ""), view))
+    if view != text:  # what was dropped or joined makes new words
+        view = _undone(found, LOOKS, view, folded(view))
     return view, tuple(dict.fromkeys(found))
 
 

@@ -173,7 +173,7 @@ void Forward::layer(int member, int index) {
       std::memcpy(some.x + sz(s) * sz(c_.hidden), all.x + sz(batch_.slots[s]) * sz(c_.hidden), sz(c_.hidden) * 4);
     if (slots > 0) in_parts(member, slots, [&](const Part& part) { project(member, index, some, part, true, false); });
   }
-  if (member == 0) next_task_[(index + 1) % 2].store(0, std::memory_order_relaxed);
+  if (member == 0) tasks_taken_[(index + 1) % 2].store(0, std::memory_order_relaxed);
   m_.pool_.barrier();
   if (rows.count == 0) return;  // a pass without slots (the policy's KV) ends here
   attend(member, index, rows);

@@ -96,6 +96,7 @@ class Forward {
   void store_kv(int member, int index, const Part& part);
   void add_normed(int member, const Part& part, const float* branch, const std::vector<float>& norm, float* x);
   void attend(int member, int index, const Rows& rows);
+  int next_task(int member, int index, int tasks);
   void head(int member);
 
   void add_blocks();
@@ -124,7 +125,7 @@ class Forward {
   // of the distance to the fp32 parent: margins move by 3 % of their deviation with two digits, by 10 % with one.
   int fine_;
   int widest_input_, widest_output_;            // of a matrix of a layer
-  std::atomic<int> next_task_[2] = {{0}, {0}};  // attention: one counter for even layers, one for odd
+  std::atomic<uint64_t> tasks_taken_[2] = {{0}, {0}};  // attention: one count for even layers, one for odd
 };
 
 }  // namespace aegis

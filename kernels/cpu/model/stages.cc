@@ -215,13 +215,23 @@ void Forward::store_kv(int member, int index, const Part& part) {
   }
 }
 
+// The next task of attention for this member, -1 where all are taken.
+int Forward::next_task(int member, int index, int tasks) {
+  constexpr int kHigh = 32;  // below it the tasks taken from the front, above it those from the end
+  const bool from_end = member % 2 == 1;
+  const uint64_t taken = tasks_taken_[index % 2].fetch_add(from_end ? uint64_t{1} << kHigh : 1, std::memory_order_relaxed);
+  const auto front = static_cast<int>(taken & 0xffffffff), end = static_cast<int>(taken >> kHigh);
+  if (front + end >= tasks) return -1;
+  return from_end ? tasks - 1 - end : front;
+}
+
 void Forward::attend(int member, int index, const Rows& rows) {
   auto& scratch = w_.threads[sz(member)];
   const int d = c_.head_dim, group = c_.group();
   const int blocks = static_cast<int>(rows.blocks->size()), tasks = blocks * c_.kv_heads;
-  std::atomic<int>& counter = next_task_[index % 2];
-  for (int task; (task = counter.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-    // A head's blocks follow each other: they find its keys and values in L2 or L3.
+  // A head's blocks follow each other and find its keys and values in L2. Every second member takes tasks from the end,
+  // so that two of them share but the head they meet at.
+  for (int task; (task = next_task(member, index, tasks)) >= 0;) {
     const QueryBlock& block = (*rows.blocks)[sz(task % blocks)];
     const int h = task / blocks;
     const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
