@@ -33,10 +33,10 @@ start from logistic regression on the frozen base, then LoRA and rows move toget
 steps ({varied:.0%}) are under another policy, and labels follow it: hazards left out, shuffled, reworded or
 renamed; everyday topics named ({topics} topics; {held_out} more are never trained on).
 
-Sources: {sources}. Of these, `generated`, `contrasts` and `topics` are the project's own, and `joined`,
-`buried`, `threads`, `transcripts` and `refused` are put together from the others by it: templated
-harmless prompts that look alarming and a few that a policy does forbid, everyday requests by topic, longer
-texts put together from shorter ones, and prompts with a refusal. `written` are harmless questions, answers
+Sources: {sources}. Of these, `generated`, `alarming`, `contrasts` and `topics` are the project's own, and
+`joined`, `buried`, `threads`, `transcripts` and `refused` are put together from the others by it: harmless
+texts that look alarming, by templates and written one by one, a few prompts that a policy does forbid,
+everyday requests by topic, longer texts put together from shorter ones, and prompts with a refusal. `written` are harmless questions, answers
 and pieces that the base model wrote itself when asked for nothing bad (after Magpie, arXiv 2406.08464).
 `canttalk` and `canttalk_distractors`, where listed, are users' turns and distractors of CantTalkAboutThis
 dialogues (arXiv 2404.03820). `aegis2_train_xref` and `aegis2_dv_sft`, where listed, are not the Aegis 2.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from aegis_edge.data.alarming import alarming
 from aegis_edge.data.canttalk import DISTRACTORS
 from aegis_edge.data.canttalk import SOURCE as TURNS
 from aegis_edge.data.files import SPLITS, holds_dialogues, read_dialogues, read_file, split_of
@@ -85,6 +86,7 @@ def load_data(
     for code, text in generate(contrasts, seed, held, CONTRASTS):
         categories = map_categories("aegis", NAMES[code])
         records.append(Record(text, None, True, None, categories, code, "contrasts"))
+    records += alarming(held)
     records += topical(TOPICS, each_topic, seed)
     records += written
     train, validation = split(records, HELD_OUT, VALIDATION_SHARE, seed)
