@@ -5,11 +5,11 @@ from aegis_edge.train.sampling import SHARES, bucket_of
 
 def test_alarming_texts_are_harmless_whole_and_stand_once() -> None:
     records = alarming()
-    assert len(records) > 4000
+    assert len(records) > 5000
     assert all(r.prompt == r.prompt.strip() and words(r.prompt) for r in records)
     assert len({r.prompt.casefold() for r in records}) == len(records)
     answered = [r for r in records if r.response is not None]
-    assert len(answered) == 300
+    assert len(answered) == 300  # the other pairs are whole dialogues
     assert all(r.unsafe is False and r.response_unsafe is False and r.response for r in answered)
 
 
