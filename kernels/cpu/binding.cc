@@ -82,7 +82,7 @@ struct PyModel {
     nb::gil_scoped_release release;
     for (const Part& p : to)
       p.linear->pack_int8(weight.data() + p.first_row * static_cast<size_t>(depth), scale.data() + p.first_row, p.rows,
-                          depth, p.order, model.kernels().activation_offset);
+                          depth, p.order, model.kernels());
   }
 
   void set_int4(int layer, const std::string& name, In<uint8_t, 2> weight, In<uint8_t, 2> group_scale,
@@ -94,14 +94,14 @@ struct PyModel {
     expect(name + " scales", scale.shape(0), static_cast<size_t>(rows));
     expect(name + " group scale rows", group_scale.shape(0), static_cast<size_t>(rows));
     const size_t groups = group_scale.shape(1);
-    if (groups == 0 || static_cast<size_t>(depth) % groups != 0 || static_cast<size_t>(depth) / groups % 4 != 0)
-      fail(name + ": groups must divide the columns into multiples of 4");
+    if (groups == 0 || static_cast<size_t>(depth) % groups != 0 || static_cast<size_t>(depth) / groups % 8 != 0)
+      fail(name + ": groups must divide the columns into multiples of 8");
     const int group = depth / static_cast<int>(groups);
     nb::gil_scoped_release release;
     for (const Part& p : to)
       p.linear->pack_int4(weight.data() + p.first_row * static_cast<size_t>(depth) / 2,
                           group_scale.data() + p.first_row * groups, scale.data() + p.first_row, p.rows, depth, group,
-                          p.order, model.kernels().activation_offset);
+                          p.order, model.kernels());
   }
 
   void set_bf16(int layer, const std::string& name, In<uint16_t, 2> weight) {

@@ -24,8 +24,9 @@ void for_each_isa(const F& f) {
   unsetenv("AEGIS_EDGE_ISA");
 }
 
-// Under qemu-user (CMakeLists.txt says so): some 30 times slower, and a forked child can not start threads there.
-inline bool emulated() { return std::getenv("AEGIS_TEST_EMULATED") != nullptr; }
+// The CPU that qemu-user pretends to be (CMakeLists.txt says so), null where the tests run on one. In the emulator all
+// is some 30 times slower, and a forked child can not start threads.
+inline const char* emulated() { return std::getenv("AEGIS_TEST_EMULATED"); }
 
 // Sets named ...bf16 multiply bf16 by an instruction with a rounding of its own; all others promise the bits of
 // the scalar set everywhere, and those too wherever no bf16 product is involved.

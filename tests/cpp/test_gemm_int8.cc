@@ -73,7 +73,7 @@ void check(const Kernels& kernels, const Int8Case& c, const std::vector<float>& 
   finish(values, c.rows, c.n, bias, run.epilogue, run.begin, end, stride, wanted);
 
   const auto a = c.activations(kernels);
-  const auto b = pack(c.weight, c.n, c.k, 4);
+  const auto b = pack(c.weight, c.n, c.k, kernels.int8_depth);
   const auto init = c.init(kernels);
   Gemm g{};
   g.a = a.data(), g.a_scale = c.a_scale.data();
@@ -163,7 +163,7 @@ TEST(second_digits_of_rows_in_several_blocks) {
   for_each_isa([&](const Kernels& k) {
     about("%s", k.name);
     Linear linear;
-    linear.pack_int8(c.weight.data(), c.b_scale.data(), 32, c.k, RowOrder::kPlain, k.activation_offset);
+    linear.pack_int8(c.weight.data(), c.b_scale.data(), 32, c.k, RowOrder::kPlain, k);
     const auto a = c.activations(k);
     std::vector<int32_t> low_of;
     for (int r = 0; r < 37; ++r) low_of.push_back(36 - r);
@@ -197,7 +197,7 @@ TEST(linear_layers) {
   for (int n : {32, 96, 160, 224})
     for (RowOrder order : {RowOrder::kPlain, RowOrder::kGateUp})
       for (bool int4 : {false, true})
-        for (int group : {16, 32, 64}) {
+        for (int group : {8, 16, 32, 64}) {
           if (!int4 && group != 32) continue;
           const int depth = 128, rows = 9, groups = depth / group;
           Int8Case c(random, rows, n, depth);
@@ -237,10 +237,9 @@ TEST(linear_layers) {
             about("%s linear n=%d order=%d int4=%d group=%d", k.name, n, int(order), int4, group);
             Linear linear;
             if (int4)
-              linear.pack_int4(nibbles.data(), group_scale.data(), c.b_scale.data(), n, depth, group, order,
-                               k.activation_offset);
+              linear.pack_int4(nibbles.data(), group_scale.data(), c.b_scale.data(), n, depth, group, order, k);
             else
-              linear.pack_int8(c.weight.data(), c.b_scale.data(), n, depth, order, k.activation_offset);
+              linear.pack_int8(c.weight.data(), c.b_scale.data(), n, depth, order, k);
             linear.set_bias(c.bias.data(), order);
             CHECK(linear.int8_input() && linear.n() == n && linear.k() == depth);
             const auto a = c.activations(k);

@@ -44,6 +44,20 @@ std::vector<float> logits(Model& model, const Config& config) {
 
 }  // namespace
 
+// smmla sums the integers that sdot does, and the rest of its set is neonbf16: no bit differs.
+TEST(i8mm_changes_no_bit) {
+  for (const Golden& golden : kGolden) {
+    const TinyModel tiny(golden.scheme, tiny_config(), 81);
+    std::vector<float> with, without;
+    for_each_isa([&](const Kernels& k) {
+      const bool i8mm = std::strcmp(k.name, "neoni8mmbf16") == 0;
+      if (i8mm || std::strcmp(k.name, "neonbf16") == 0) (i8mm ? with : without) = logits(*tiny.build(1), tiny.config());
+    });
+    about("%s", name_of(golden.scheme));
+    if (!with.empty()) CHECK(same_bits(with, without));
+  }
+}
+
 TEST(golden_scores) {
   for (const Golden& golden : kGolden) {
     const TinyModel tiny(golden.scheme, tiny_config(), 81);

@@ -87,7 +87,7 @@ TEST(missing_weights) {
   const TinyModel tiny(Scheme::kInt8);
   const auto whole = tiny.build(1);
   Model model(tiny.config(), 1);
-  const int offset = model.kernels().activation_offset;
+  const Kernels& k = model.kernels();
   const auto& layers = tiny.layers();
   Tree tree(nullptr, nullptr, 0);
   CHECK_THROWS(extend(model, tree, {{{1}, 0, {0}}}), std::invalid_argument, "weight missing: layer 0 q");
@@ -95,15 +95,15 @@ TEST(missing_weights) {
   for (int i = 0; i < tiny.config().layers; ++i) {
     const TinyLayer& l = layers[sz(i)];
     CHECK_THROWS(model.check_complete(), std::invalid_argument, "weight missing");
-    l.qkv.pack(model.linear(i, "q"), 0, tiny.config().q_size(), offset);
+    l.qkv.pack(model.linear(i, "q"), 0, tiny.config().q_size(), k);
     CHECK_THROWS(model.check_complete(), std::invalid_argument, " kv");
-    l.qkv.pack(model.linear(i, "kv"), tiny.config().q_size(), 2 * tiny.config().kv_size(), offset);
+    l.qkv.pack(model.linear(i, "kv"), tiny.config().q_size(), 2 * tiny.config().kv_size(), k);
     CHECK_THROWS(model.check_complete(), std::invalid_argument, " o");
-    l.o.pack(model.linear(i, "o"), 0, l.o.n, offset);
+    l.o.pack(model.linear(i, "o"), 0, l.o.n, k);
     CHECK_THROWS(model.check_complete(), std::invalid_argument, " gate_up");
-    l.gate_up.pack(model.linear(i, "gate_up"), 0, l.gate_up.n, offset);
+    l.gate_up.pack(model.linear(i, "gate_up"), 0, l.gate_up.n, k);
     CHECK_THROWS(model.check_complete(), std::invalid_argument, " down");
-    l.down.pack(model.linear(i, "down"), 0, l.down.n, offset);
+    l.down.pack(model.linear(i, "down"), 0, l.down.n, k);
   }
   CHECK_THROWS(model.check_complete(), std::invalid_argument, "embedding");
   model.set_embedding(tiny.embedding().data());
@@ -115,7 +115,7 @@ TEST(missing_weights) {
   CHECK(tree.size() == 2);
   // q and kv read the same prepared rows.
   const TinyModel bf16(Scheme::kBf16);
-  bf16.layers()[0].qkv.pack(model.linear(0, "q"), 0, tiny.config().q_size(), offset);
+  bf16.layers()[0].qkv.pack(model.linear(0, "q"), 0, tiny.config().q_size(), k);
   CHECK_THROWS(model.check_complete(), std::invalid_argument, "both be int8 or both bf16");
 }
 
@@ -237,14 +237,14 @@ TEST(unknown_instruction_set) {
   CHECK_THROWS(Model(tiny_config(), 1), std::invalid_argument, "scalar");
   const auto isas = available_isas();
   CHECK(!isas.empty() && isas.back() == "scalar");
-  // Those of the build that this CPU lacks (under qemu: -cpu cortex-a72 has neither of the NEON sets).
+  // Those of the build that this CPU lacks (under qemu: -cpu cortex-a72 has none of the NEON sets).
   std::string message;
   try {
     choose_kernels();
   } catch (const std::invalid_argument& error) {
     message = error.what();
   }
-  for (const char* name : {"avx512bf16", "avx512vnni", "avx2", "neonbf16", "neon"}) {
+  for (const char* name : {"avx512bf16", "avx512vnni", "avx2", "neoni8mmbf16", "neonbf16", "neon"}) {
     if (message.find(name) == std::string::npos || std::count(isas.begin(), isas.end(), name) != 0) continue;
     setenv("AEGIS_EDGE_ISA", name, 1);
     CHECK_THROWS(choose_kernels(), std::invalid_argument, "this CPU lacks that instruction set");
@@ -252,6 +252,17 @@ TEST(unknown_instruction_set) {
   setenv("AEGIS_EDGE_ISA", "", 1);  // empty: not forced
   CHECK(isas.front() == choose_kernels().name);
   unsetenv("AEGIS_EDGE_ISA");
+}
+
+// A set that is compiled in, but not found on a CPU that has it, would be missed by every other test.
+TEST(instruction_sets_of_an_emulated_cpu) {
+  if (emulated() == nullptr) return;
+  const std::string cpu = emulated();
+  std::vector<std::string> wanted{"scalar"};
+  if (cpu == "cortex-a76") wanted = {"neon", "scalar"};
+  if (cpu == "max") wanted = {"neoni8mmbf16", "neonbf16", "neon", "scalar"};
+  CHECK(available_isas() == wanted);
+  CHECK(choose_kernels().name == wanted.front());
 }
 
 // A child forked while other threads are inside the model is refused at once, although their lock is never released.
@@ -317,7 +328,7 @@ TEST(a_matrix_in_huge_pages) {
   for (std::vector<float>& to : out) {
     Linear linear;
     if (&to == &out[1]) linear.use(pages);
-    logical.pack(linear, 0, 320, k.activation_offset);
+    logical.pack(linear, 0, 320, k);
     to.resize(320);
     linear.run(k, in, to.data(), 320, Epilogue::kStore, 0, linear.half_panels(), nullptr, nullptr, nullptr);
   }

@@ -46,13 +46,13 @@ struct TinyLinear {
   }
 
   // Rows [first, first + rows) into `to`.
-  void pack(Linear& to, int first, int rows, int offset) const {
+  void pack(Linear& to, int first, int rows, const Kernels& kernels) const {
     const size_t at = sz(first) * sz(k);
-    if (scheme == Scheme::kInt8) to.pack_int8(int8.data() + at, scale.data() + first, rows, k, order, offset);
+    if (scheme == Scheme::kInt8) to.pack_int8(int8.data() + at, scale.data() + first, rows, k, order, kernels);
     if (scheme == Scheme::kBf16) to.pack_bf16(bf16.data() + at, rows, k, order);
     if (scheme == Scheme::kInt4)
       to.pack_int4(nibbles.data() + at / 2, group_scale.data() + at / sz(group), scale.data() + first, rows, k, group,
-                   order, offset);
+                   order, kernels);
     if (!bias.empty()) to.set_bias(bias.data() + first, order);
   }
 };
@@ -118,14 +118,15 @@ class TinyModel {
   // For the instruction set that AEGIS_EDGE_ISA names, else the best. Refers to this object's embedding.
   std::unique_ptr<Model> build(int threads) const {
     auto model = std::make_unique<Model>(config_, threads);
-    const int offset = model->kernels().activation_offset, q = config_.q_size(), kv = 2 * config_.kv_size();
+    const Kernels& kernels = model->kernels();
+    const int q = config_.q_size(), kv = 2 * config_.kv_size();
     for (int i = 0; i < config_.layers; ++i) {
       const TinyLayer& l = layers_[sz(i)];
-      l.qkv.pack(model->linear(i, "q"), 0, q, offset);
-      l.qkv.pack(model->linear(i, "kv"), q, kv, offset);
-      l.o.pack(model->linear(i, "o"), 0, l.o.n, offset);
-      l.gate_up.pack(model->linear(i, "gate_up"), 0, l.gate_up.n, offset);
-      l.down.pack(model->linear(i, "down"), 0, l.down.n, offset);
+      l.qkv.pack(model->linear(i, "q"), 0, q, kernels);
+      l.qkv.pack(model->linear(i, "kv"), q, kv, kernels);
+      l.o.pack(model->linear(i, "o"), 0, l.o.n, kernels);
+      l.gate_up.pack(model->linear(i, "gate_up"), 0, l.gate_up.n, kernels);
+      l.down.pack(model->linear(i, "down"), 0, l.down.n, kernels);
       model->layer(i).input_norm = l.input_norm;
       model->layer(i).post_norm = l.post_norm;
       model->layer(i).q_norm = l.q_norm;

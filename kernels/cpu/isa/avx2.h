@@ -20,6 +20,7 @@ struct Avx2 {
   // Signed activations: |a| (<= 127) times sign(b, a) keeps a pair of products within
   // 2 * 127 * 127 = 32258 < 2^15, where vpmaddubsw of a + 128 would saturate.
   static constexpr int kActivationOffset = 0;
+  static constexpr int kInt8Depth = 4;
   // 3 x 2 x 2 ymm = 12 accumulators of 16 registers; A, |A| and two temporaries take the rest.
   static constexpr int kTileRows = 3;
   static constexpr int kTileVectors = 2;

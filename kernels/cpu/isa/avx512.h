@@ -23,6 +23,7 @@ struct Avx512Vnni {
 
   // vpdpbusd multiplies unsigned by signed bytes: activations are stored as value + 128.
   static constexpr int kActivationOffset = 128;
+  static constexpr int kInt8Depth = 4;
   // 6 x 4 = 24 accumulators + 4 of B + 1 broadcast of A = 29 of 32 registers. vpdpbusd: latency 4 to 5,
   // one a cycle, so >= 5 accumulators hide the latency and 24 leave 6 + 4 loads in 24 cycles.
   static constexpr int kTileRows = 6;

@@ -33,7 +33,8 @@ inline constexpr int kMaxTileRows = 6;
 
 // out = epilogue(A * B^T), for the half panels [begin, end) of B (32 columns each).
 //   int8: A uint8 [rows, K] with the set's activation offset, a_scale f32 [rows];
-//         B int8 [panels, K / 4, 64, 4], b_scale f32 [N], b_init i32 [N] = -offset * sum_k B[k, n].
+//         B int8 [panels, K / depth, 64, depth] with the set's depth, b_scale f32 [N],
+//         b_init i32 [N] = -offset * sum_k B[k, n].
 //   bf16: A [rows, K]; B [panels, K / 2, 64, 2]; scales and init unused.
 struct Gemm {
   const void* a;
@@ -95,6 +96,7 @@ struct Attention {
 struct Kernels {
   const char* name;
   int activation_offset;
+  int int8_depth;  // values of K that stand together in a packed int8 panel: 4, or 8
 
   // RMSNorm (arXiv 1910.07467) of x f32 [n]: x / sqrt(mean(x^2) + eps) * weight (null = ones).
   void (*norm)(const float* x, const float* weight, int n, float eps, float* out);
@@ -118,10 +120,11 @@ struct Kernels {
   void (*gemm_bf16)(const Gemm&);
   void (*attend)(const Attention&);
 
-  // Unpacks one panel of 4-bit weights to int8 [K / 4, 64, 4]; see model/linear.h for the packed order.
+  // Unpacks one panel of 4-bit weights to int8 [K / depth, 64, depth], group % depth == 0; see model/linear.h for the
+  // packed order.
   void (*unpack_int4)(const uint8_t* nibbles, const uint8_t* group_scale, int k, int group, int8_t* out);
 
-  // Runs `steps` x 24 independent int8 dot products from registers; returns the multiply-adds done a step.
+  // Runs `steps` times a tile's int8 dot products from registers; returns the multiply-adds done a step.
   int64_t (*peak_int8)(int64_t steps);
 };
 
@@ -132,5 +135,6 @@ const Kernels& kernels_avx512vnni();
 const Kernels& kernels_avx512bf16();
 const Kernels& kernels_neon();
 const Kernels& kernels_neonbf16();
+const Kernels& kernels_neoni8mmbf16();
 
 }  // namespace aegis

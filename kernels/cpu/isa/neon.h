@@ -19,6 +19,7 @@ struct Neon {
 
   // sdot multiplies signed by signed bytes.
   static constexpr int kActivationOffset = 0;
+  static constexpr int kInt8Depth = 4;
   // 2 x 2 x 4 q = 16 accumulators of 32 registers; a row of B takes 8, A and what bf16 unpacks to the rest. sdot:
   // latency 3 to 4, two to four a cycle, so 16 keep all of the units busy. Three rows spill.
   static constexpr int kTileRows = 2;

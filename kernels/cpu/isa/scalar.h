@@ -22,6 +22,8 @@ struct Scalar {
 
   // Activations are signed bytes. Sets with an unsigned x signed dot product store them with +128.
   static constexpr int kActivationOffset = 0;
+  // Values of K that stand together in a packed int8 panel: 4, or 8 where a set multiplies pairs of rows (Int8Pairs).
+  static constexpr int kInt8Depth = 4;
   // Accumulator tile of a GEMM, rows x 16-lane vectors. Nothing to gain here: no register file to fill.
   static constexpr int kTileRows = 4;
   static constexpr int kTileVectors = 2;

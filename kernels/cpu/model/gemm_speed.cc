@@ -26,7 +26,7 @@ GemmSpeed measure_gemm(const Kernels& kernels, int rows, int n, int k, int threa
   std::vector<Linear> linears(static_cast<size_t>(copies));
   for (Linear& l : linears) {
     l.use(pages);
-    l.pack_int8(w.data(), scale.data(), n, k, RowOrder::kPlain, kernels.activation_offset);
+    l.pack_int8(w.data(), scale.data(), n, k, RowOrder::kPlain, kernels);
   }
   std::vector<uint8_t> a(static_cast<size_t>(rows) * static_cast<size_t>(k));
   for (uint8_t& x : a) x = static_cast<uint8_t>((state = state * 1664525u + 1013904223u) >> 24);

@@ -17,6 +17,12 @@ AlignedBytes zeros(size_t n) {
   return bytes;
 }
 
+// A row of weights into its lane of a panel: kDepth values, then those of the other lanes, and so on.
+template <int kDepth>
+void place(const int8_t* row, int k, std::byte* out) {
+  for (int i = 0; i < k; i += kDepth) std::memcpy(out + i * kPanel, row + i, kDepth);
+}
+
 }  // namespace
 
 int Linear::source_row(int column, RowOrder order) const {
@@ -46,7 +52,8 @@ void Linear::allocate(Scheme scheme, int n, int k, size_t panel_bytes) {
   }
 }
 
-void Linear::pack_int8(const int8_t* weight, const float* scale, int n, int k, RowOrder order, int offset) {
+void Linear::pack_int8(const int8_t* weight, const float* scale, int n, int k, RowOrder order, const Kernels& kernels) {
+  const int depth = kernels.int8_depth;
   allocate(Scheme::kInt8, n, k, static_cast<size_t>(k) * kPanel);
   for (int panel = 0; panel * kPanel < n; ++panel) {
     std::byte* out = data_ + static_cast<size_t>(panel) * panel_bytes_;
@@ -54,20 +61,22 @@ void Linear::pack_int8(const int8_t* weight, const float* scale, int n, int k, R
       const int row = source_row(panel * kPanel + lane, order);
       int32_t sum = 0;
       if (row < 0) {
-        for (int i = 0; i < k / 4; ++i) std::memset(out + (i * kPanel + lane) * 4, 0, 4);
+        for (int i = 0; i < k / depth; ++i)
+          std::memset(out + (i * kPanel + lane) * depth, 0, static_cast<size_t>(depth));
       } else {
         const int8_t* w = weight + static_cast<size_t>(row) * static_cast<size_t>(k);
-        for (int i = 0; i < k / 4; ++i) std::memcpy(out + (i * kPanel + lane) * 4, w + 4 * i, 4);
+        (depth == 8 ? place<8> : place<4>)(w, k, out + lane * depth);
         for (int i = 0; i < k; ++i) sum += w[i];
         as<float>(scale_)[panel * kPanel + lane] = scale[row];
       }
-      as<int32_t>(init_)[panel * kPanel + lane] = -offset * sum;
+      as<int32_t>(init_)[panel * kPanel + lane] = -kernels.activation_offset * sum;
     }
   }
 }
 
 void Linear::pack_int4(const uint8_t* nibbles, const uint8_t* group_scale, const float* scale, int n, int k, int group,
-                       RowOrder order, int offset) {
+                       RowOrder order, const Kernels& kernels) {
+  const int depth = kernels.int8_depth;
   allocate(Scheme::kInt4, n, k, static_cast<size_t>(k) * kPanel / 2);
   group_ = group;
   const size_t groups = static_cast<size_t>(k / group);
@@ -80,17 +89,17 @@ void Linear::pack_int4(const uint8_t* nibbles, const uint8_t* group_scale, const
     const uint8_t* s = group_scale + static_cast<size_t>(row) * groups;
     auto* out = reinterpret_cast<uint8_t*>(data_) + static_cast<size_t>(panel) * panel_bytes_;
     int32_t sum = 0;
-    for (int i = 0; i < k; ++i) {
-      const int nibble = (w[i / 2] >> (i % 2 * 4)) & 15;
-      sum += (nibble - 8) * s[i / group];
-      const int place = lane % 32 * 4 + i % 4;
-      uint8_t& byte = out[i / 4 * 128 + place];
-      byte = static_cast<uint8_t>(lane < 32 ? (byte & 0xf0) | nibble : (byte & 0x0f) | (nibble << 4));
-    }
+    for (int first = 0; first < k; first += depth, out += 32 * depth)
+      for (int i = first; i < first + depth; ++i) {
+        const int nibble = (w[i / 2] >> (i % 2 * 4)) & 15;
+        sum += (nibble - 8) * s[i / group];
+        uint8_t& byte = out[lane % 32 * depth + i - first];
+        byte = static_cast<uint8_t>(lane < 32 ? (byte & 0xf0) | nibble : (byte & 0x0f) | (nibble << 4));
+      }
     for (size_t g = 0; g < groups; ++g)
       as<uint8_t>(group_scale_)[(static_cast<size_t>(panel) * groups + g) * kPanel + static_cast<size_t>(lane)] = s[g];
     as<float>(scale_)[column] = scale[row];
-    as<int32_t>(init_)[column] = -offset * sum;
+    as<int32_t>(init_)[column] = -kernels.activation_offset * sum;
   }
 }
 

@@ -31,18 +31,18 @@ struct Inputs {
 };
 
 // Packed forms, a panel of 64 output channels after the other (the last one padded with zeros):
-//   int8 [K / 4, 64, 4]; bf16 [K / 2, 64, 2]; int4 [K / 4, 128] nibbles: byte j of a step holds value j of its
-//   256 low and value 128 + j high.
+//   int8 [K / depth, 64, depth] with the kernels' int8_depth; bf16 [K / 2, 64, 2]; int4 [K / depth, 32 depth] nibbles:
+//   byte j of a step holds value j of its 64 depth low and value 32 depth + j high.
 class Linear {
  public:
   // Where matrices are to be kept (small ones and what belongs to them are not); must outlive this object.
   void use(HugePages& pages) { pages_ = &pages; }
 
-  // Logical weights [n, k], row-major. Sizes are the caller's promise; k % 16 == 0, and k % group == 0.
-  // offset: the activation offset of the kernels that will read them.
-  void pack_int8(const int8_t* weight, const float* scale, int n, int k, RowOrder order, int offset);
+  // Logical weights [n, k], row-major, for the kernels that will read them. Sizes are the caller's promise:
+  // k % 16 == 0, k % group == 0 and group % 8 == 0.
+  void pack_int8(const int8_t* weight, const float* scale, int n, int k, RowOrder order, const Kernels& kernels);
   void pack_int4(const uint8_t* nibbles, const uint8_t* group_scale, const float* scale, int n, int k, int group,
-                 RowOrder order, int offset);
+                 RowOrder order, const Kernels& kernels);
   void pack_bf16(const uint16_t* weight, int n, int k, RowOrder order);
   void set_bias(const float* bias, RowOrder order);
 

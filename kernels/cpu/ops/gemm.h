@@ -8,6 +8,8 @@
 // output is one integer sum and one float epilogue: the same bits whatever R, C, the batch and the thread.
 #pragma once
 
+#include <atomic>
+
 #include "isa/kernels.h"
 #include "ops/math.h"
 
@@ -17,8 +19,10 @@ namespace {
 template <class V>
 struct Int8Dot {
   using Acc = typename V::I;
-  using Byte = uint8_t;
-  static constexpr int kDepth = 4;  // values of K a step
+  static constexpr int kTileRows = V::kTileRows, kTileVectors = V::kTileVectors;
+  static constexpr int kRows = 1;    // of A that an accumulator holds
+  static constexpr int kPasses = 1;  // over K a tile
+  static constexpr int kDepth = 4;   // values of K a step
   static constexpr size_t kBytesA = 1, kBytesB = 1;
   static Acc init(const Gemm& g, int column) { return V::load_i32(g.b_init + column); }
   static auto broadcast(const char* a) { return V::broadcast4(reinterpret_cast<const uint8_t*>(a)); }
@@ -33,9 +37,22 @@ struct Int8Dot {
   }
 };
 
+// The same where an instruction multiplies two rows of 8 bytes by two columns of 8 (V::kInt8Depth == 8). Two rows by a
+// vector of columns fill so many registers that a tile takes one vector after the other, each with a pass over K.
+template <class V>
+struct Int8Pairs : Int8Dot<V> {
+  static constexpr int kTileRows = V::kPairTileRows, kTileVectors = 2;
+  static constexpr int kRows = 2;
+  static constexpr int kPasses = kTileVectors;
+  static constexpr int kDepth = 8;
+};
+
 template <class V>
 struct Bf16Dot {
   using Acc = typename V::F;
+  static constexpr int kTileRows = V::kTileRows, kTileVectors = V::kTileVectors;
+  static constexpr int kRows = 1;
+  static constexpr int kPasses = 1;
   static constexpr int kDepth = 2;
   static constexpr size_t kBytesA = 2, kBytesB = 2;
   static Acc init(const Gemm&, int) { return V::zero(); }
@@ -48,12 +65,12 @@ struct Bf16Dot {
   static typename V::F value(const Gemm&, Acc acc, int, int) { return acc; }
 };
 
-// Both depths make a step of B 64 columns x 4 bytes, and a step of A 4 bytes.
-inline constexpr size_t kStepB = 256, kStepA = 4, kVectorB = 64;
-
 template <class V, class D>
 struct GemmOp {
   using F = typename V::F;
+  // Bytes of a step of K: of one row of A, of a vector of 16 columns of B, of a panel.
+  static constexpr size_t kStepA = D::kDepth * D::kBytesA, kVectorB = 16 * D::kDepth * D::kBytesB,
+                          kStepB = 4 * kVectorB;
 
   // What the tiles of one panel prefetch of the next: `stride` bytes a step of K, at most two lines (128 bytes) of it,
   // which covers all of it from two tiles (7 rows) on.
@@ -65,30 +82,34 @@ struct GemmOp {
   template <int R, int C, Epilogue E>
   static void tile(const Gemm& g, const char* a, size_t row_bytes, const char* b, int row, int column, Ahead& ahead) {
     typename D::Acc acc[R][C];
+    if constexpr (D::kRows == 2) {
+      multiply_pairs(g, a, row_bytes, b, column, ahead, acc);
+    } else {  // not a function either: GCC 12 drops the prefetches of one that is always inlined
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) {
-      const auto start = D::init(g, column + 16 * c);
+      for (int c = 0; c < C; ++c) {
+        const auto start = D::init(g, column + 16 * c);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) acc[r][c] = start;
-    }
-    const char* next = ahead.p;
-    for (int k = 0; k < g.k; k += D::kDepth) {
-      decltype(D::load(b)) bv[C];
-#pragma GCC unroll 16
-      for (int c = 0; c < C; ++c) bv[c] = D::load(b + kVectorB * static_cast<size_t>(c));
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const auto av = D::broadcast(a + static_cast<size_t>(r) * row_bytes);
-#pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) D::dot(acc[r][c], av, bv[c]);
+        for (int r = 0; r < R; ++r) acc[r][c] = start;
       }
-      V::prefetch(next);
-      V::prefetch(next + 64);
-      next += ahead.stride;
-      a += kStepA;
-      b += kStepB;
+      const char* next = ahead.p;
+      for (int k = 0; k < g.k; k += D::kDepth) {
+        decltype(D::load(b)) bv[C];
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) bv[c] = D::load(b + kVectorB * static_cast<size_t>(c));
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const auto av = D::broadcast(a + static_cast<size_t>(r) * row_bytes);
+#pragma GCC unroll 16
+          for (int c = 0; c < C; ++c) D::dot(acc[r][c], av, bv[c]);
+        }
+        V::prefetch(next);
+        V::prefetch(next + 64);
+        next += ahead.stride;
+        a += kStepA;
+        b += kStepB;
+      }
+      ahead.p = next;
     }
-    ahead.p = next;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const int low = g.low == nullptr ? -1 : g.low_of[row + r] - g.low_first;
@@ -103,6 +124,47 @@ struct GemmOp {
       float* out = g.out + static_cast<size_t>(row + r) * g.out_stride;
       write<C, E>(g, v, out, column);
     }
+  }
+
+  // The sums of R rows by C vectors where rows are multiplied in pairs: an odd last row is paired with itself, and its
+  // double dropped. They go through memory, once a tile.
+  template <int R, int C>
+  static void multiply_pairs(const Gemm& g, const char* a, size_t row_bytes, const char* b, int column, Ahead& ahead,
+                             typename D::Acc (&sums)[R][C]) {
+    constexpr int P = (R + 1) / 2;
+    const int depth = g.k;
+    const ptrdiff_t stride = ahead.stride;
+    const char* next = ahead.p;
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) {
+      const char *ak = a, *bk = b + kVectorB * static_cast<size_t>(c);
+      typename V::Pair acc[P];
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) acc[p] = V::load_pair(g.b_init + column + 16 * c);
+      for (int k = 0; k < depth; k += D::kDepth) {
+        decltype(V::load8(ak)) av[P];
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p)
+          av[p] = V::load8(ak + static_cast<size_t>(2 * p) * row_bytes,
+                           ak + static_cast<size_t>(2 * p + 1 < R ? 2 * p + 1 : 2 * p) * row_bytes);
+#pragma GCC unroll 16
+        for (int j = 0; j < 8; ++j) {  // two columns
+          const auto bv = V::load8(bk + 16 * j);
+#pragma GCC unroll 16
+          for (int p = 0; p < P; ++p) V::dot8(acc[p], j, av[p], bv);
+          // Else GCC 12 loads all columns first, and spills accumulators.
+          if (j % 2 == 1) std::atomic_signal_fence(std::memory_order_seq_cst);
+        }
+        V::prefetch(next);
+        V::prefetch(next + 64);
+        next += stride;
+        ak += kStepA;
+        bk += kStepB;
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sums[r][c] = r % 2 == 0 ? V::first_row(acc[r / 2]) : V::second_row(acc[r / 2]);
+    }
+    ahead.p = next;
   }
 
   template <int C, Epilogue E>
@@ -139,17 +201,17 @@ struct GemmOp {
     if constexpr (R > 1) {
       if (rows < R) return wide_tile_of_rows<R - 1, E>(g, rows, a, row_bytes, b, row, column, ahead);
     }
-    tile<R, V::kTileVectors, E>(g, a, row_bytes, b, row, column, ahead);
+    tile<R, D::kTileVectors, E>(g, a, row_bytes, b, row, column, ahead);
   }
 
   // All rows [first, last) by the half panels [begin, end).
   template <Epilogue E>
   static void block(const Gemm& g, int first, int last) {
     const size_t panel_bytes = static_cast<size_t>(g.k) * kPanel * D::kBytesB;
-    const int steps = g.k / D::kDepth;
+    const int steps = g.k / D::kDepth * D::kPasses;
     for (int half = g.begin; half < g.end;) {
       // A full panel where the range and the set's tile allow it, else half of one.
-      const bool wide = V::kTileVectors == 4 && half % 2 == 0 && half + 2 <= g.end;
+      const bool wide = D::kTileVectors == 4 && half % 2 == 0 && half + 2 <= g.end;
       const char* b = static_cast<const char*>(g.b) + static_cast<size_t>(half / 2) * panel_bytes +
                       static_cast<size_t>(half % 2) * 2 * kVectorB;
       const int column = half * 32;
@@ -175,22 +237,29 @@ struct GemmOp {
     const size_t row_bytes = static_cast<size_t>(g.k) * D::kBytesA;
     const int rows = last - first, count = tile_count(rows);
     for (int t = 0; t < count; ++t) {
-      const int top = first + static_cast<int>(static_cast<int64_t>(rows) * t / count);
-      const int bottom = first + static_cast<int>(static_cast<int64_t>(rows) * (t + 1) / count);
+      const int top = first + rows_before(t, rows, count), bottom = first + rows_before(t + 1, rows, count);
       const char* a = static_cast<const char*>(g.a) + static_cast<size_t>(top) * row_bytes;
       if (wide)
-        wide_tile_of_rows<V::kTileRows, E>(g, bottom - top, a, row_bytes, b, top, column, ahead);
+        wide_tile_of_rows<D::kTileRows, E>(g, bottom - top, a, row_bytes, b, top, column, ahead);
       else
-        tile_of_rows<V::kTileRows, E>(g, bottom - top, a, row_bytes, b, top, column, ahead);
+        tile_of_rows<D::kTileRows, E>(g, bottom - top, a, row_bytes, b, top, column, ahead);
     }
   }
 
-  static int tile_count(int rows) { return (rows + V::kTileRows - 1) / V::kTileRows; }
+  static int rows_before(int tile, int rows, int count) {
+    if constexpr (D::kRows == 2) {  // whole pairs
+      const int before = 2 * static_cast<int>(static_cast<int64_t>((rows + 1) / 2) * tile / count);
+      return before < rows ? before : rows;
+    }
+    return static_cast<int>(static_cast<int64_t>(rows) * tile / count);
+  }
+
+  static int tile_count(int rows) { return (rows + D::kTileRows - 1) / D::kTileRows; }
 
   static void run(const Gemm& g) {
     // Rows in blocks whose A stays in L2 (1 MB on the machines at hand) beside a panel of B.
     const int fit = static_cast<int>((512u << 10) / (static_cast<size_t>(g.k) * D::kBytesA));
-    const int limit = fit < V::kTileRows ? V::kTileRows : fit;
+    const int limit = fit < D::kTileRows ? D::kTileRows : fit;
     const int blocks = (g.rows + limit - 1) / limit;
     for (int i = 0; i < blocks; ++i) {
       const int first = static_cast<int>(static_cast<int64_t>(g.rows) * i / blocks);
@@ -214,49 +283,24 @@ struct GemmOp {
 };
 
 // 4-bit weights to int8: value = (nibble - 8) * group_scale, in [-126, 126] (7 x 18), exact.
-// nibbles [K / 4, 128]: byte j holds byte j of the step's 256 in its low half and byte 128 + j in its high half.
+// nibbles [K / depth, 32 depth]: byte j holds byte j of the step's 64 depth in its low half and byte 32 depth + j in
+// its high half.
 // group_scale [K / group, 64].
 // Bytes wrap modulo 256, which the exact result (in int8) does not notice; so the loops vectorise over plain bytes.
 template <class V>
 void unpack_int4(const uint8_t* nibbles, const uint8_t* group_scale, int k, int group, int8_t* out) {
-  const int steps = group / 4;
+  constexpr int kHalf = kPanel / 2 * V::kInt8Depth, kStep = 2 * kHalf;
+  const int steps = group / V::kInt8Depth;
   for (int first = 0; first < k; first += group, group_scale += kPanel) {
-    uint8_t scale[256];
-    for (int j = 0; j < 256; ++j) scale[j] = group_scale[j / 4];
-    for (int step = 0; step < steps; ++step, nibbles += 128, out += 256)
-      for (int j = 0; j < 128; ++j) {
+    uint8_t scale[kStep];
+    for (int j = 0; j < kStep; ++j) scale[j] = group_scale[j / V::kInt8Depth];
+    for (int step = 0; step < steps; ++step, nibbles += kHalf, out += kStep)
+      for (int j = 0; j < kHalf; ++j) {
         const auto lo = static_cast<uint8_t>((nibbles[j] & 15) - 8), hi = static_cast<uint8_t>((nibbles[j] >> 4) - 8);
         out[j] = static_cast<int8_t>(static_cast<uint8_t>(lo * scale[j]));
-        out[128 + j] = static_cast<int8_t>(static_cast<uint8_t>(hi * scale[128 + j]));
+        out[kHalf + j] = static_cast<int8_t>(static_cast<uint8_t>(hi * scale[kHalf + j]));
       }
   }
-}
-
-template <class V>
-int64_t peak_int8(int64_t steps) {
-  alignas(64) int8_t bytes[64] = {};
-  constexpr int kRows = V::kTileRows, kVectors = V::kTileVectors;
-  typename V::I acc[kRows][kVectors];
-  alignas(64) int32_t zeros[16] = {};
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 16
-    for (int c = 0; c < kVectors; ++c) acc[r][c] = V::load_i32(zeros);
-  const auto a = V::broadcast4(reinterpret_cast<const uint8_t*>(bytes));
-  const auto b = V::load4(bytes);
-  for (int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 16
-      for (int c = 0; c < kVectors; ++c) V::dot4(acc[r][c], a, b);
-  }
-  float sink = 0.0f;  // keeps the accumulators alive
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 16
-    for (int c = 0; c < kVectors; ++c) sink += V::sum(V::to_float(acc[r][c]));
-  asm volatile("" ::"g"(&sink) : "memory");
-  return int64_t{kRows} * kVectors * 64;
 }
 
 }  // namespace

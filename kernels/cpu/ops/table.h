@@ -3,6 +3,7 @@
 
 #include "ops/attention.h"
 #include "ops/gemm.h"
+#include "ops/peak.h"
 #include "ops/rows.h"
 
 namespace aegis {
@@ -13,6 +14,7 @@ constexpr Kernels make_kernels(const char* name) {
   Kernels k{};
   k.name = name;
   k.activation_offset = V::kActivationOffset;
+  k.int8_depth = V::kInt8Depth;
   k.norm = Rows<V>::norm;
   k.norm_add = Rows<V>::norm_add;
   k.norm_bf16 = Rows<V>::norm_bf16;
@@ -24,11 +26,16 @@ constexpr Kernels make_kernels(const char* name) {
   k.hadamard_int8 = Rows<V>::hadamard_int8;
   k.rope = Rows<V>::rope;
   k.dot = Rows<V>::dot;
-  k.gemm_int8 = GemmOp<V, Int8Dot<V>>::run;
+  if constexpr (V::kInt8Depth == 8) {
+    k.gemm_int8 = GemmOp<V, Int8Pairs<V>>::run;
+    k.peak_int8 = peak_int8_pairs<V>;
+  } else {
+    k.gemm_int8 = GemmOp<V, Int8Dot<V>>::run;
+    k.peak_int8 = peak_int8<V>;
+  }
   k.gemm_bf16 = GemmOp<V, Bf16Dot<V>>::run;
   k.attend = AttentionOp<V>::run;
   k.unpack_int4 = unpack_int4<V>;
-  k.peak_int8 = peak_int8<V>;
   return k;
 }
 

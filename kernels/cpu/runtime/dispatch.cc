@@ -13,6 +13,7 @@ namespace {
 #if defined(__aarch64__) && defined(__linux__)
 bool has_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 bool has_bf16() { return has_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0; }
+bool has_i8mm() { return has_bf16() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
 #elif defined(__aarch64__)  // what the compiler may assume of every CPU of the platform
 #if defined(__ARM_FEATURE_DOTPROD)
 bool has_dotprod() { return true; }
@@ -23,6 +24,11 @@ bool has_dotprod() { return false; }
 bool has_bf16() { return has_dotprod(); }
 #else
 bool has_bf16() { return false; }
+#endif
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+bool has_i8mm() { return has_bf16(); }
+#else
+bool has_i8mm() { return false; }
 #endif
 #endif
 
@@ -48,6 +54,7 @@ const Entry kEntries[] = {
      }},
     {"avx2", kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #elif defined(__aarch64__)
+    {"neoni8mmbf16", kernels_neoni8mmbf16, has_i8mm},
     {"neonbf16", kernels_neonbf16, has_bf16},
     {"neon", kernels_neon, has_dotprod},
 #endif
