@@ -83,6 +83,10 @@ NIBBLES = np.full((64, 64), 0x99, np.uint8)
         (lambda m: m.set_int8(-1, "o", WEIGHT, SCALE), "no layer -1"),
         (lambda m: m.set_int4(0, "o", NIBBLES, np.ones((64, 3), np.uint8), SCALE), "groups must divide"),
         (lambda m: m.set_int4(0, "o", NIBBLES, np.ones((64, 64), np.uint8), SCALE), "groups must divide"),
+        (
+            lambda m: m.set_int4(0, "o", NIBBLES, np.ones((64, 32), np.uint8), SCALE),
+            "groups must divide the columns into multiples of 8",
+        ),
         (lambda m: m.set_int4(0, "o", NIBBLES, np.ones((64, 0), np.uint8), SCALE), "groups must divide"),
         (lambda m: m.set_int4(0, "o", NIBBLES, np.ones((63, 4), np.uint8), SCALE), "group scale rows: 63"),
         (

@@ -105,6 +105,7 @@ struct Avx2 {
     return {v, _mm256_abs_epi8(v)};
   }
   static B4 load4(const int8_t* p) { return {load256(p), load256(p + 32)}; }
+  static void hide(A4& a) { asm volatile("" : "+x"(a.value), "+x"(a.magnitude)); }
   static void dot4(I& acc, A4 x, B4 y) {
     acc.a = _mm256_add_epi32(acc.a, dot(x, y.a));
     acc.b = _mm256_add_epi32(acc.b, dot(x, y.b));

@@ -96,6 +96,7 @@ struct Avx512Vnni {
     return {_mm512_set1_epi32(x)};
   }
   static B4 load4(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
+  static void hide(A4& a) { asm volatile("" : "+v"(a.v)); }
   static void dot4(I& acc, A4 a, B4 b) { asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v)); }
 
   // Without AVX512_BF16: a bf16 is the upper half of a float, so two shifts and two FMAs.

@@ -111,6 +111,7 @@ struct Neon {
     return {vreinterpretq_s8_s32(vdupq_n_s32(x))};
   }
   static B4 load4(const int8_t* p) { return {vld1q_s8(p), vld1q_s8(p + 16), vld1q_s8(p + 32), vld1q_s8(p + 48)}; }
+  static void hide(A4& a) { asm volatile("" : "+w"(a.v)); }
   static void dot4(I& acc, A4 x, B4 y) {
     acc.a = vdotq_s32(acc.a, y.a, x.v);
     acc.b = vdotq_s32(acc.b, y.b, x.v);

@@ -8,8 +8,8 @@ namespace {
 // products of sdot in one instruction. The sums are the same integers, everything else is NeonBf16's: the same bits.
 struct NeonI8mmBf16 : NeonBf16 {
   static constexpr int kInt8Depth = 8;
-  // 3 x 8 q = 24 accumulators of 32 registers; three of A, five for B, whose 16 bytes serve three smmla each: 24 of
-  // them to 11 loads. Four rows would have 16 to 10.
+  // 3 x 8 q = 24 accumulators of 32 registers; three of A, two to five of B. A step of K: 24 smmla, 8 loads of B, 6 of
+  // halves of A and 3 instructions that join them. Four rows would have 16 to 8, 4 and 2.
   static constexpr int kPairTileRows = 6;
 
   struct Pair {  // two rows by 16 columns: q[j] holds columns 2 j and 2 j + 1 of the first row, then of the second
@@ -33,6 +33,7 @@ struct NeonI8mmBf16 : NeonBf16 {
     return vcombine_s8(vld1_s8(reinterpret_cast<const int8_t*>(first)),
                        vld1_s8(reinterpret_cast<const int8_t*>(second)));
   }
+  // Not the intrinsic, whose accumulators GCC 12 copies to and fro.
   static void dot8(Pair& acc, int j, int8x16_t rows, int8x16_t columns) {
     asm("smmla %0.4s, %1.16b, %2.16b" : "+w"(acc.q[j]) : "w"(rows), "w"(columns));
   }

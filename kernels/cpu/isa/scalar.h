@@ -167,6 +167,7 @@ struct Scalar {
     return r;
   }
   static B4 load4(const int8_t* p) { return {p}; }
+  static void hide(A4& a) { asm volatile("" : "+m"(a.v)); }  // the compiler no longer knows its value
   static void dot4(I& acc, A4 a, B4 b) {
     for (int i = 0; i < 16; ++i) {
       int32_t s = 0;
