@@ -124,7 +124,7 @@ class Forward {
   // off, and every row of a pass without slots, a policy's, to which all later tokens attend. These few rows made most
   // of the distance to the fp32 parent: margins move by 3 % of their deviation with two digits, by 10 % with one.
   int fine_;
-  int widest_input_, widest_output_;            // of a matrix of a layer
+  int widest_input_, widest_output_;                   // of a matrix of a layer
   std::atomic<uint64_t> tasks_taken_[2] = {{0}, {0}};  // attention: one count for even layers, one for odd
 };
 

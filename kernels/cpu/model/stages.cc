@@ -219,7 +219,8 @@ void Forward::store_kv(int member, int index, const Part& part) {
 int Forward::next_task(int member, int index, int tasks) {
   constexpr int kHigh = 32;  // below it the tasks taken from the front, above it those from the end
   const bool from_end = member % 2 == 1;
-  const uint64_t taken = tasks_taken_[index % 2].fetch_add(from_end ? uint64_t{1} << kHigh : 1, std::memory_order_relaxed);
+  const uint64_t taken =
+      tasks_taken_[index % 2].fetch_add(from_end ? uint64_t{1} << kHigh : 1, std::memory_order_relaxed);
   const auto front = static_cast<int>(taken & 0xffffffff), end = static_cast<int>(taken >> kHigh);
   if (front + end >= tasks) return -1;
   return from_end ? tasks - 1 - end : front;
