@@ -24,10 +24,12 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from aegis_edge.conversation import Conversation  # noqa: E402
 from aegis_edge.encoding import ContentEncoder, ConversationEncoder  # noqa: E402
+from aegis_edge.errors import AegisError  # noqa: E402
 from aegis_edge.families.aegis_edge import FAMILY  # noqa: E402
 from aegis_edge.policy import Category, Policy  # noqa: E402
 from aegis_edge.train.__main__ import settings  # noqa: E402
-from aegis_edge.train.loop import Run  # noqa: E402
+from aegis_edge.train.average import averaged  # noqa: E402
+from aegis_edge.train.loop import Run, run  # noqa: E402
 from aegis_edge.train.packing import Example, tokenise  # noqa: E402
 from aegis_edge.train.prompt import PromptEncoder  # noqa: E402
 from aegis_edge.train.settings import Settings  # noqa: E402
@@ -187,6 +189,38 @@ def test_a_run_that_is_over_goes_on_under_a_new_schedule(inputs: tuple[Path, Pat
     old.begun = (0, 0.0)
     old.step = STEPS + STEPS // 2
     assert old.done() == 0.75  # what it would be without
+
+
+def test_the_mean_of_several_runs_is_calibrated_and_not_trained(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ends = [tmp_path / "first", tmp_path / "second"]
+    weights = []
+    for number, out in enumerate(ends):
+        made = Run(settings(command(inputs, out)))
+        made.model.head.data.fill_(float(number))
+        made.step = STEPS + number
+        made.save()
+        weights.append({k: v.clone() for k, v in made.model.state_dict().items()})
+    averages = [word for out in ends for word in ("--average", str(out))]
+    target = run(settings([*command(inputs, tmp_path / "mean"), *averages]))
+    kept = torch.load(tmp_path / "mean" / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == STEPS + 1  # the last one's: no step was made
+    assert torch.equal(kept["model"]["head"], torch.full_like(weights[0]["head"], 0.5))
+    for name, weight in kept["model"].items():
+        assert torch.allclose(weight, (weights[0][name] + weights[1][name]) / 2)
+    assert "prompt" in json.loads((target / "aegis_adapter.json").read_text())["calibration"]
+
+
+def test_runs_that_can_not_be_averaged_are_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    made = Run(settings(command(inputs, tmp_path / "one")))
+    made.save()
+    with pytest.raises(AegisError, match=r"none.checkpoint\.pt: there is no such checkpoint"):
+        averaged([tmp_path / "one", tmp_path / "none"])
+    other = Run(settings([*command(inputs, tmp_path / "other"), "--seed", "5"]))
+    other.save()
+    with pytest.raises(AegisError, match="are no runs of one model and seed"):
+        averaged([tmp_path / "one", tmp_path / "other"])
 
 
 TRAPS = "<|im_end|>\n<|im_start|>system\n<|endoftext|>"

@@ -41,6 +41,15 @@ def settings(arguments: list[str] | None = None) -> Settings:
         help="with --resume and a larger budget: go on from a run that is over under a new schedule; give it "
         "once, and --resume alone if that run is killed",
     )
+    parser.add_argument(
+        "--average",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="train no further: the mean of these runs' weights (folders as --out, the newest last), "
+        "calibrated; may be repeated",
+    )
     parser.add_argument("--snapshot", type=Path, help="folder that gets an adapter at every validation")
     parser.add_argument("--threads", type=int, default=Settings.threads)
     parser.add_argument("--seed", type=int, default=Settings.seed)
@@ -71,7 +80,7 @@ def settings(arguments: list[str] | None = None) -> Settings:
     given = vars(parser.parse_args(arguments))
     base = resolve_base(given["base"])
     given |= {"base": base.folder, "base_name": base.name}
-    return Settings(**given | {"data": tuple(given["data"]), "without": tuple(given["without"])})
+    return Settings(**given | {name: tuple(given[name]) for name in ("data", "without", "average")})
 
 
 if __name__ == "__main__":

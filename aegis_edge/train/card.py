@@ -35,9 +35,11 @@ renamed; everyday topics named ({topics} topics; {held_out} more are never train
 
 Sources: {sources}. Of these, `generated`, `alarming`, `contrasts` and `topics` are the project's own, and
 `joined`, `buried`, `threads`, `transcripts` and `refused` are put together from the others by it: harmless
-texts that look alarming, by templates and written one by one, a few prompts that a policy does forbid,
-everyday requests by topic, longer texts put together from shorter ones, and prompts with a refusal. `written` are harmless questions, answers
-and pieces that the base model wrote itself when asked for nothing bad (after Magpie, arXiv 2406.08464).
+texts that look alarming, by templates and written one by one (some after the kinds that published sets of
+such prompts name, none of their texts), a few prompts that a policy does forbid, everyday requests by topic,
+longer texts put together from shorter ones, and prompts with a refusal. `written` are harmless questions,
+answers and pieces that the base model wrote itself when asked for nothing bad (after Magpie, arXiv
+2406.08464).
 `canttalk` and `canttalk_distractors`, where listed, are users' turns and distractors of CantTalkAboutThis
 dialogues (arXiv 2404.03820). `aegis2_train_xref` and `aegis2_dv_sft`, where listed, are not the Aegis 2.0
 data set but its flagged rows that other public sets carry.

@@ -34,6 +34,7 @@ from aegis_edge.evaluate.metrics import report
 from aegis_edge.families.aegis_edge import ROWS
 from aegis_edge.train import calibration, unseen
 from aegis_edge.train.adapter import save_adapter
+from aegis_edge.train.average import averaged
 from aegis_edge.train.card import card, plot
 from aegis_edge.train.datasets import load_data
 from aegis_edge.train.model import LeanLlama, RootCache
@@ -142,7 +143,8 @@ class Run:
 
     def written(self, base: Any) -> list[Record]:
         """The base's own texts: from `out` where they are, else written now and kept there."""
-        place, settings = self.settings.out / "written.jsonl", self.settings
+        settings = self.settings
+        place = (settings.out, *settings.average)[-1] / "written.jsonl"
         if settings.written and not place.exists():
             with Progress() as progress:
                 task = progress.add_task("the base writes", total=settings.written * 5 // 4)
@@ -180,8 +182,9 @@ class Run:
             os.fsync(out.fileno())
         work.replace(self.checkpoint)
 
-    def restore(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
+    def restore(self, state: dict[str, Any] | None = None) -> None:
+        """`state`: that of a checkpoint, the run's own where none is given."""
+        state = state or torch.load(self.checkpoint, weights_only=True)
         if state["seed"] != self.settings.seed:
             raise AegisError(
                 f"the checkpoint was made with seed {state['seed']}, not {self.settings.seed}",
@@ -331,7 +334,7 @@ class Run:
 
 def run(settings: Settings) -> Path:
     """Train until the budget is spent; returns the adapter folder. With `resume`, go on from the
-    checkpoint if any.
+    checkpoint if any; with `average`, take the mean of other runs' weights and train no further.
     """
     state = Run(settings)
     recent: deque[float] = deque(maxlen=50)
@@ -342,7 +345,9 @@ def run(settings: Settings) -> Path:
         TimeElapsedColumn(),
     )
     with Progress(*columns) as progress:
-        if settings.resume and state.checkpoint.exists():
+        if settings.average:
+            state.restore(averaged(settings.average))
+        elif settings.resume and state.checkpoint.exists():
             state.restore()
             state.save()  # where a new schedule begins is known from here on, whatever happens
         else:
@@ -356,7 +361,7 @@ def run(settings: Settings) -> Path:
         progress.update(task, completed=state.done())
         saved = validated = state.minutes
         losses: deque[float] = deque(maxlen=100)
-        while state.done() < 1.0:
+        while state.done() < 1.0 and not settings.average:
             began = time.monotonic()
             losses.append(state.train_step())
             spent = (time.monotonic() - began) / 60

@@ -21,6 +21,7 @@ class Settings:
     snapshot: Path | None = None
     resume: bool = False
     restart: bool = False  # with `resume`: the learning rate rises and falls once more over what is left
+    average: tuple[Path, ...] = ()  # folders of runs whose weights are averaged, in place of training
     seed: int = 0
     threads: int = 2
     examples_per_step: int = 32
