@@ -281,6 +281,22 @@ TEST(huge_pages) {
   }
 }
 
+// Layers are packed side by side: no two threads get the same memory.
+TEST(huge_pages_of_several_threads) {
+  HugePages pages;
+  constexpr int kThreads = 4, kPieces = 2000;
+  constexpr size_t kBytes = 4096;
+  std::vector<std::byte*> pieces(size_t{kThreads} * kPieces);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t)
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < kPieces; ++i) pieces[static_cast<size_t>(t * kPieces + i)] = pages.allocate(kBytes);
+    });
+  for (auto& thread : threads) thread.join();
+  std::sort(pieces.begin(), pieces.end());
+  for (size_t i = 1; i < pieces.size(); ++i) CHECK(pieces[i] - pieces[i - 1] >= static_cast<ptrdiff_t>(kBytes));
+}
+
 // A matrix large enough for them multiplies as one of its own memory does.
 TEST(a_matrix_in_huge_pages) {
   Random random(79);
