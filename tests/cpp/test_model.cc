@@ -284,12 +284,14 @@ TEST(huge_pages) {
 // Layers are packed side by side: no two threads get the same memory.
 TEST(huge_pages_of_several_threads) {
   HugePages pages;
-  constexpr int kThreads = 4, kPieces = 2000;
-  constexpr size_t kBytes = 4096;
+  constexpr int kThreads = 4, kPieces = 20000;
+  constexpr size_t kBytes = 64;
   std::vector<std::byte*> pieces(size_t{kThreads} * kPieces);
   std::vector<std::thread> threads;
+  std::atomic<int> ready{0};  // all begin at once
   for (int t = 0; t < kThreads; ++t)
     threads.emplace_back([&, t] {
+      for (++ready; ready.load() < kThreads;) std::this_thread::yield();
       for (int i = 0; i < kPieces; ++i) pieces[static_cast<size_t>(t * kPieces + i)] = pages.allocate(kBytes);
     });
   for (auto& thread : threads) thread.join();
