@@ -127,8 +127,8 @@ TEST(linear_layer) {
       about("%s order=%d", k.name, int(order));
       const auto plain = multiply(k, c, Epilogue::kStore, c.bias.data(), 0, 3, std::vector<float>(sz(c.rows * c.n)));
       std::vector<float> got(plain.size());
-      linear.run(k, {c.a.data(), nullptr, c.rows, nullptr, nullptr, 0, nullptr}, got.data(), sz(c.n), Epilogue::kStore,
-                 0, 3, nullptr, nullptr, nullptr);
+      linear.run(k, {c.a.data(), nullptr, c.rows}, got.data(), sz(c.n), Epilogue::kStore, 0, 3, nullptr, nullptr,
+                 nullptr);
       for (int r = 0; r < c.rows; ++r)
         for (int column = 0; column < c.n; ++column) {
           const int source =

@@ -52,6 +52,14 @@ struct Int8Case {
   }
 };
 
+// The first `count` values, then all of them: rows behind second digits that are the same numbers.
+template <class T>
+std::vector<T> led_by(size_t count, const std::vector<T>& all) {
+  std::vector<T> out(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(count));
+  out.insert(out.end(), all.begin(), all.end());
+  return out;
+}
+
 struct Run {
   Epilogue epilogue = Epilogue::kStore;
   bool bias = false;
@@ -164,12 +172,13 @@ TEST(second_digits_of_rows_in_several_blocks) {
     about("%s", k.name);
     Linear linear;
     linear.pack_int8(c.weight.data(), c.b_scale.data(), 32, c.k, RowOrder::kPlain, k);
-    const auto a = c.activations(k);
+    const auto a = led_by(37 * sz(c.k), c.activations(k));
+    const auto scale = led_by(37, c.a_scale);
     std::vector<int32_t> low_of;
     for (int r = 0; r < 37; ++r) low_of.push_back(36 - r);
     std::vector<float> low_out(37 * 64), got(values.size());
-    linear.run(k, {a.data(), c.a_scale.data(), 37, a.data(), c.a_scale.data(), 37, low_of.data()}, got.data(), 32,
-               Epilogue::kStore, 0, 1, nullptr, nullptr, low_out.data());
+    linear.run(k, {a.data(), scale.data(), 37, 37, low_of.data()}, got.data(), 32, Epilogue::kStore, 0, 1, nullptr,
+               nullptr, low_out.data());
     CHECK(same_bits(got, values));
   });
 }
@@ -245,8 +254,10 @@ TEST(linear_layers) {
             const auto a = c.activations(k);
             std::vector<int8_t> scratch(sz(depth) * kPanel);
             std::vector<float> low_out(sz(digits.rows) * sz(linear.padded()));
-            const Inputs one{a.data(), c.a_scale.data(), rows, nullptr, nullptr, 0, nullptr};
-            const Inputs two{a.data(), c.a_scale.data(), rows, a.data(), c.a_scale.data(), digits.rows, low_of.data()};
+            const auto both = led_by(sz(digits.rows) * sz(depth), a);
+            const auto scales = led_by(sz(digits.rows), c.a_scale);
+            const Inputs one{a.data(), c.a_scale.data(), rows};
+            const Inputs two{both.data(), scales.data(), rows, digits.rows, low_of.data()};
             for (Epilogue e : kEpilogues)
               for (const Inputs* in : {&one, &two}) {
                 const size_t width = sz(is_gated(e) ? n / 2 : n);

@@ -306,7 +306,7 @@ TEST(a_matrix_in_huge_pages) {
   const auto& k = choose_kernels();
   const std::vector<uint8_t> a(256, 131);
   const std::vector<float> scale{0.5f};
-  const Inputs in{a.data(), scale.data(), 1, nullptr, nullptr, 0, nullptr};
+  const Inputs in{a.data(), scale.data(), 1};
   HugePages pages;
   std::vector<float> out[2];
   for (std::vector<float>& to : out) {

@@ -337,7 +337,7 @@ TEST(exp_and_silu) {
     std::vector<float> out(x.size());
     Gemm g{a.data(),      scale.data(),       b.data(), scale.data(), init.data(), bias.data(),
            out.data(),    x.size(),           1,        16,           n,           0,
-           (n + 31) / 32, Epilogue::kSiluMul, nullptr,  nullptr,      nullptr};
+           (n + 31) / 32, Epilogue::kSiluMul, nullptr};
     k.gemm_int8(g);
     for (size_t i = 0; i < x.size(); ++i) {
       about("%s silu(%g)", k.name, double{x[i]});

@@ -32,7 +32,7 @@ inline constexpr int kMaxHead = 512;
 inline constexpr int kMaxTileRows = 6;
 
 // out = epilogue(A * B^T), for the half panels [begin, end) of B (32 columns each).
-//   int8: A uint8 [rows, K] with the set's activation offset, a_scale f32 [rows];
+//   int8: A uint8 [low_rows + rows, K] with the set's activation offset, a_scale f32 [low_rows + rows];
 //         B int8 [panels, K / depth, 64, depth] with the set's depth, b_scale f32 [N],
 //         b_init i32 [N] = -offset * sum_k B[k, n].
 //   bf16: A [rows, K]; B [panels, K / 2, 64, 2]; scales and init unused.
@@ -51,10 +51,13 @@ struct Gemm {
   int begin, end;
   Epilogue epilogue;
   const void* next;  // what this thread reads after this GEMM, or null: prefetched by the last panel
-  // int8: the second digits of some rows, or null: a GEMM of its own with the same B, storing to scratch. Row
-  // low_of[r] - low_first of it, where low_of[r] is >= 0, is added to row r before the epilogue.
-  const Gemm* low;
-  const int32_t* low_of;
+  // int8: A begins with the second digits of some rows, which go through the same tiles. What they give is kept in
+  // low_out f32 [low_rows, low_stride] (stride: all columns of the panels), and row low_of[r] - low_first of it, where
+  // low_of[r] >= 0, is added to row r before bias and epilogue. low_of: null where there are none.
+  int low_rows = 0;
+  float* low_out = nullptr;
+  size_t low_stride = 0;
+  const int32_t* low_of = nullptr;
   int low_first = 0;
 };
 

@@ -75,12 +75,8 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   w_.mlp.reserve(sz(tokens) * sz(c_.intermediate));
   w_.a.reserve(sz(tokens) * sz(input) * 2);
   w_.a_slots.reserve(sz(slots) * sz(input) * 2);
-  w_.a_scale.reserve(sz(tokens));
-  w_.a_scale_slots.reserve(sz(slots));
-  w_.low.reserve(sz(fine_) * sz(input));
-  w_.low_slots.reserve(sz(slots) * sz(input));
-  w_.low_scale.reserve(sz(fine_));
-  w_.low_scale_slots.reserve(sz(slots));
+  w_.a_scale.reserve(sz(tokens) * 2);
+  w_.a_scale_slots.reserve(sz(slots) * 2);
   const Layer& l = m_.layers_[0];
   const int output = widest_output_ =
       widest(widest(l.q.padded() + l.kv.padded(), l.o.padded()), widest(l.gate_up.padded(), l.down.padded()));
@@ -156,12 +152,10 @@ void Forward::in_parts(int member, int count, const F& f) {
 void Forward::layer(int member, int index) {
   const bool last = index + 1 == c_.layers;
   const int tokens = batch_.tokens(), slots = batch_.slot_count;
-  const Rows all{w_.x.data(),         tokens,    w_.a.data(), w_.a_scale.data(), fine_, w_.low.data(),
-                 w_.low_scale.data(), w_.low_of, &w_.blocks};
+  const Rows all{w_.x.data(), tokens, w_.a.data(), w_.a_scale.data(), w_.low_of, &w_.blocks};
   // After the last layer only the slots are read: there, everything but keys and values is done for them alone.
-  const Rows some{w_.x_slots.data(),         slots,          w_.a_slots.data(),
-                  w_.a_scale_slots.data(),   slots,          w_.low_slots.data(),
-                  w_.low_scale_slots.data(), w_.slot_low_of, &w_.slot_blocks};
+  const Rows some{w_.x_slots.data(),       slots,          w_.a_slots.data(),
+                  w_.a_scale_slots.data(), w_.slot_low_of, &w_.slot_blocks};
   const Rows& rows = last ? some : all;
 
   if (last) m_.pool_.barrier();  // the rows of slots are copied, which may be another member's

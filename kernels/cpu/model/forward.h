@@ -28,9 +28,8 @@ struct Grown {
 
 // Scratch of a model, kept between passes.
 struct Model::Workspace {
-  Buffer<float> x, x_slots, q, kv, attention, branch, mlp, a_scale, a_scale_slots, low_scale, low_scale_slots, low_out,
-      cos, sin;
-  Buffer<std::byte> a, a_slots, low, low_slots;
+  Buffer<float> x, x_slots, q, kv, attention, branch, mlp, a_scale, a_scale_slots, low_out, cos, sin;
+  Buffer<std::byte> a, a_slots;
   Buffer<uint16_t> q_heads;
   struct PerThread {
     Buffer<float> scores, row;
@@ -62,9 +61,6 @@ class Forward {
     int count;
     std::byte* a;
     float* a_scale;
-    int fine;  // of them have two digits, see fine_
-    std::byte* low;
-    float* low_scale;
     const std::vector<int32_t>& low_of;
     const std::vector<QueryBlock>* blocks;
   };
@@ -107,7 +103,11 @@ class Forward {
   void split(int count, int member, int& begin, int& end) const;
   void rows_of(int member, const Part& part, int& begin, int& end) const;
   void columns_of(int member, const Part& part, int half_panels, int& begin, int& end) const;
-  size_t input_offset(int row) const { return static_cast<size_t>(row) * static_cast<size_t>(widest_input_); }
+  // What is prepared of a part: bf16, or int8 and second digits, at most as many; and the scales.
+  std::byte* input_of(const Rows& rows, const Part& part) const {
+    return rows.a + 2 * static_cast<size_t>(part.at) * static_cast<size_t>(widest_input_);
+  }
+  float* scale_of(const Rows& rows, const Part& part) const { return rows.a_scale + 2 * static_cast<size_t>(part.at); }
   void sync(const Part& part) const {
     if (!part.alone) m_.pool_.barrier();
   }

@@ -32,7 +32,7 @@ GemmSpeed measure_gemm(const Kernels& kernels, int rows, int n, int k, int threa
   for (uint8_t& x : a) x = static_cast<uint8_t>((state = state * 1664525u + 1013904223u) >> 24);
   std::vector<float> out(static_cast<size_t>(rows) * static_cast<size_t>(n));
 
-  const Inputs inputs{a.data(), a_scale.data(), rows, nullptr, nullptr, 0, nullptr};
+  const Inputs inputs{a.data(), a_scale.data(), rows};
   ThreadPool pool(threads);
   // A multiply-add costs at most a nanosecond, so a peak round is some tenths of a millisecond.
   constexpr int64_t kPeakSteps = 4000;

@@ -146,16 +146,10 @@ void Linear::run(const Kernels& kernels, const Inputs& in, float* out, size_t ou
   g.end = end;
   g.epilogue = epilogue;
   g.next = next;
-  Gemm digits = g;  // the low ones: without bias, all columns of the panels
-  digits.a = in.low;
-  digits.a_scale = in.low_scale;
-  digits.bias = nullptr;
-  digits.out = low;
-  digits.out_stride = static_cast<size_t>(padded());
-  digits.rows = in.low_rows;
-  digits.columns = padded();
   if (int8_input() && in.low_rows > 0) {
-    g.low = &digits;
+    g.low_rows = in.low_rows;
+    g.low_out = low;
+    g.low_stride = static_cast<size_t>(padded());
     g.low_of = in.low_of;
     g.low_first = in.low_first;
   }
@@ -171,9 +165,9 @@ void Linear::run(const Kernels& kernels, const Inputs& in, float* out, size_t ou
     g.b = scratch;
     g.begin = half - panel * 2;
     g.end = stop - panel * 2;
-    digits.b_scale = g.b_scale = scale + panel * kPanel;
-    digits.b_init = g.b_init = init + panel * kPanel;
-    digits.out = low == nullptr ? nullptr : low + panel * kPanel;
+    g.b_scale = scale + panel * kPanel;
+    g.b_init = init + panel * kPanel;
+    if (g.low_rows > 0) g.low_out = low + panel * kPanel;
     g.bias = bias_ ? as<float>(bias_) + panel * kPanel : nullptr;
     g.out = out + (is_gated(epilogue) ? panel * kPanel / 2 : panel * kPanel);
     g.columns = n_ - panel * kPanel;

@@ -17,16 +17,14 @@ enum class RowOrder {
   kGateUp,  // 16 gate rows, then the 16 up rows beside them, and so on: SiLU(gate) * up needs no second pass
 };
 
-// Prepared activations: uint8 with the kernels' offset, and a scale a row; or bf16 alone. Of the int8 rows r with
-// low_of[r] >= 0, row low_of[r] - low_first of `low` is the second digit.
+// Prepared activations: uint8 with the kernels' offset, and a scale a row; or bf16 alone. The int8 ones begin with
+// `low_rows` rows of second digits: row low_of[r] - low_first, where low_of[r] >= 0, is that of row low_rows + r.
 struct Inputs {
   const void* a;
   const float* scale;
   int rows;
-  const void* low;
-  const float* low_scale;
-  int low_rows;
-  const int32_t* low_of;
+  int low_rows = 0;
+  const int32_t* low_of = nullptr;
   int low_first = 0;
 };
 

@@ -68,8 +68,8 @@ void Forward::prepare(int member, const Rows& rows, const Part& part, const Line
   int begin, end;
   rows_of(member, part, begin, end);
   const Inputs in = inputs(rows, part);
-  std::byte *a = rows.a + input_offset(part.at) * 2, *low_a = rows.low + input_offset(in.low_first);
-  float *a_scale = rows.a_scale + part.at, *low_scale = rows.low_scale + in.low_first;
+  std::byte* a = input_of(rows, part);
+  float *low_scale = scale_of(rows, part), *a_scale = low_scale + in.low_rows;
   const float* weight = norm == nullptr || norm->empty() ? nullptr : norm->data();
   float* scratch = w_.threads[sz(member)].row.data();
   for (int r = begin - part.first; r < end - part.first; ++r) {
@@ -79,9 +79,10 @@ void Forward::prepare(int member, const Rows& rows, const Part& part, const Line
       row = scratch;  // the transform works in place
     }
     if (linear.int8_input()) {
-      auto* out = reinterpret_cast<uint8_t*>(a) + sz(r) * sz(width);
+      auto* digits = reinterpret_cast<uint8_t*>(a);
+      auto* out = digits + sz(in.low_rows + r) * sz(width);
       const int fine = in.low_of[r] < 0 ? -1 : in.low_of[r] - in.low_first;
-      auto* low = fine < 0 ? nullptr : reinterpret_cast<uint8_t*>(low_a) + sz(fine) * sz(width);
+      auto* low = fine < 0 ? nullptr : digits + sz(fine) * sz(width);
       if (hadamard != 0)
         k_.hadamard_int8(row, width, hadamard, scratch, out, a_scale + r, low);
       else if (norm != nullptr)
@@ -107,14 +108,12 @@ void Forward::prepare(int member, const Rows& rows, const Part& part, const Line
 // others: its place is counted in rows of the widest.
 Inputs Forward::inputs(const Rows& rows, const Part& part) const {
   Inputs in{};
-  in.a = rows.a + input_offset(part.at) * 2;
-  in.scale = rows.a_scale + part.at;
+  in.a = input_of(rows, part);
+  in.scale = scale_of(rows, part);
   in.rows = part.last - part.first;
   in.low_of = rows.low_of.data() + part.first;
   for (int r = 0; r < in.rows; ++r)  // second digits stand in the order of their rows
     if (in.low_of[r] >= 0 && in.low_rows++ == 0) in.low_first = in.low_of[r];
-  in.low = rows.low + input_offset(in.low_first);
-  in.low_scale = rows.low_scale + in.low_first;
   return in;
 }
 

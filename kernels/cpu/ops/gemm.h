@@ -112,19 +112,26 @@ struct GemmOp {
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const int low = g.low == nullptr ? -1 : g.low_of[row + r] - g.low_first;
+      const int main = row + r - g.low_rows;
       F v[C];
 #pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) v[c] = D::value(g, acc[r][c], row + r, column + 16 * c);
+      if (main < 0) {
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) V::store(low_row(g, row + r) + column + 16 * c, v[c]);
+        continue;
+      }
+      const int low = g.low_of == nullptr ? -1 : g.low_of[main] - g.low_first;
+#pragma GCC unroll 16
       for (int c = 0; c < C; ++c) {
-        v[c] = D::value(g, acc[r][c], row + r, column + 16 * c);
-        if (low >= 0)
-          v[c] = V::add(v[c], V::load(g.low->out + static_cast<size_t>(low) * g.low->out_stride + column + 16 * c));
+        if (low >= 0) v[c] = V::add(v[c], V::load(low_row(g, low) + column + 16 * c));
         if (g.bias != nullptr) v[c] = V::add(v[c], V::load(g.bias + column + 16 * c));
       }
-      float* out = g.out + static_cast<size_t>(row + r) * g.out_stride;
-      write<C, E>(g, v, out, column);
+      write<C, E>(g, v, g.out + static_cast<size_t>(main) * g.out_stride, column);
     }
   }
+
+  static float* low_row(const Gemm& g, int row) { return g.low_out + static_cast<size_t>(row) * g.low_stride; }
 
   // The sums of R rows by C vectors where rows are multiplied in pairs: an odd last row is paired with itself, and its
   // double dropped. They go through memory, once a tile.
@@ -223,9 +230,6 @@ struct GemmOp {
       const bool fetch = next != nullptr && (!more || half % 2 == 0);
       const ptrdiff_t share =
           static_cast<ptrdiff_t>(panel_bytes) / (static_cast<ptrdiff_t>(steps) * tile_count(last - first));
-      // Second digits first, by the first block of rows for all.
-      Ahead nothing{b, 0};
-      if (g.low != nullptr && first == 0) tiles<Epilogue::kStore>(*g.low, 0, g.low->rows, b, column, wide, nothing);
       Ahead ahead{fetch ? next : b, fetch ? share : 0};
       tiles<E>(g, first, last, b, column, wide, ahead);
     }
@@ -260,10 +264,10 @@ struct GemmOp {
     // Rows in blocks whose A stays in L2 (1 MB on the machines at hand) beside a panel of B.
     const int fit = static_cast<int>((512u << 10) / (static_cast<size_t>(g.k) * D::kBytesA));
     const int limit = fit < D::kTileRows ? D::kTileRows : fit;
-    const int blocks = (g.rows + limit - 1) / limit;
+    const int rows = g.low_rows + g.rows, blocks = (rows + limit - 1) / limit;
     for (int i = 0; i < blocks; ++i) {
-      const int first = static_cast<int>(static_cast<int64_t>(g.rows) * i / blocks);
-      const int last = static_cast<int>(static_cast<int64_t>(g.rows) * (i + 1) / blocks);
+      const int first = static_cast<int>(static_cast<int64_t>(rows) * i / blocks);
+      const int last = static_cast<int>(static_cast<int64_t>(rows) * (i + 1) / blocks);
       switch (g.epilogue) {
         case Epilogue::kStore:
           block<Epilogue::kStore>(g, first, last);
