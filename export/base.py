@@ -41,6 +41,17 @@ class Base:
     source: dict[str, Any]
 
 
+def keep_layers(model: Any, layers: int) -> None:
+    """Cut a transformers decoder to its first `layers`, in place; raises ExportError where it has fewer."""
+    found = model.config.num_hidden_layers
+    if not 1 <= layers <= found:
+        raise ExportError(f"{layers} layers of a base model that has {found}", hint="name as many or fewer")
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:layers]
+
+
 def resolve_base(spec: str) -> Base:
     """Find or make the folder that `spec` names; raises ExportError with a hint where it can not."""
     if spec == DEFAULT_BASE:

@@ -19,7 +19,7 @@ import aegis_edge
 from aegis_edge.encoding import ContentEncoder
 from aegis_edge.errors import ExportError
 from aegis_edge.export.architecture import check_architecture, features_of, scales_of
-from aegis_edge.export.base import DEFAULT_BASE, Base, file_sha256, resolve_base
+from aegis_edge.export.base import DEFAULT_BASE, Base, file_sha256, keep_layers, resolve_base
 from aegis_edge.families import DEFAULT_FAMILY, Family, get_family
 from aegis_edge.policy import Policy
 
@@ -93,8 +93,10 @@ def load_parent(
         return Parent(
             model, tokenizer, _token_head(model, tokenizer, labels, policy), _calibration({}), provenance
         )
-    model = merge_adapter(model, folder, tokenizer)
     card = _adapter_card(folder, labels)
+    if "layers" in card:  # trained on so many of the base's
+        keep_layers(model, card["layers"])
+    model = merge_adapter(model, folder, tokenizer)
     provenance["adapter"] = {
         "name": card.get("name", folder.name),
         "sha256": file_sha256(folder / "adapter_model.safetensors"),
@@ -232,6 +234,8 @@ def _adapter_card(folder: Path, family: Family) -> dict[str, Any]:
         raise ExportError(
             f"{file.name}: trained for the family {card['family']!r}", hint=f"--family {card['family']}"
         )
+    if not isinstance(card.get("layers", 1), int):
+        raise ExportError(f"{file.name}: layers {card['layers']!r}, expected a number of them")
     if tuple(card.get("rows", family.rows)) != family.rows:
         raise ExportError(f"{file.name}: label rows {card['rows']}, expected {list(family.rows)}")
     return card

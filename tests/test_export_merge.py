@@ -14,7 +14,8 @@ from aegis_edge.errors import ExportError
 from aegis_edge.export import base as bases
 from aegis_edge.export import merge
 from aegis_edge.export.architecture import check_architecture, rope_parameters
-from aegis_edge.export.merge import load_parent, verify_merge
+from aegis_edge.export.base import keep_layers
+from aegis_edge.export.merge import load_parent, merge_adapter, verify_merge
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,28 @@ def test_merged_logits_are_the_adapters(base, tmp_path, nested):
     assert parent.calibration["prompt"] == {"temperature": 1.5, "bias": 0.25}
     assert parent.calibration["category"] == {"temperature": 1.0, "bias": 0.0}
     assert parent.provenance["adapter"]["provenance"] == {"steps": 3}
+
+
+def test_an_adapter_of_the_first_layers_cuts_the_base(base, tmp_path):
+    folder, model = base
+    cut = tiny_model(model.config.vocab_size)
+    keep_layers(cut, 1)
+    adapter = write_adapter(tmp_path / "adapter", cut)
+    with pytest.raises(ExportError, match="does not fit"):  # the base whole would lack the others' matrices
+        load_parent(str(folder), str(adapter))
+    _edit_card(adapter, layers=1)
+    parent = load_parent(str(folder), str(adapter))
+    assert parent.model.config.num_hidden_layers == len(parent.model.model.layers) == 1
+    expected = merge_adapter(cut, adapter, parent.tokenizer)
+    ids = torch.arange(5, 60)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(parent.model(ids).logits, expected(ids).logits)
+    _edit_card(adapter, layers="one")
+    with pytest.raises(ExportError, match="layers 'one', expected a number"):
+        load_parent(str(folder), str(adapter))
+    _edit_card(adapter, layers=40)
+    with pytest.raises(ExportError, match="40 layers of a base model that has 2"):
+        load_parent(str(folder), str(adapter))
 
 
 def test_a_wrong_merge_is_found(base, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from aegis_edge.families.aegis_edge import FAMILY  # noqa: E402
 from aegis_edge.policy import Category, Policy  # noqa: E402
 from aegis_edge.train.__main__ import settings  # noqa: E402
 from aegis_edge.train.average import averaged  # noqa: E402
+from aegis_edge.train.begin import begin_with  # noqa: E402
 from aegis_edge.train.loop import Run, run  # noqa: E402
 from aegis_edge.train.packing import Example, tokenise  # noqa: E402
 from aegis_edge.train.prompt import PromptEncoder  # noqa: E402
@@ -221,6 +222,30 @@ def test_runs_that_can_not_be_averaged_are_refused(inputs: tuple[Path, Path], tm
     other.save()
     with pytest.raises(AegisError, match="are no runs of one model and seed"):
         averaged([tmp_path / "one", tmp_path / "other"])
+
+
+def test_a_guard_of_fewer_layers_begins_with_a_whole_ones(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = Run(settings(command(inputs, tmp_path / "whole")))
+    for part in whole.model.lora_b.values():
+        torch.nn.init.normal_(part)
+    whole.save()
+    few = [*command(inputs, tmp_path / "few"), "--layers", "1", "--begin", str(tmp_path / "whole")]
+    target = run(settings([*few, "--steps", "0"]))  # the last --steps counts
+    assert json.loads((target / "aegis_adapter.json").read_text())["layers"] == 1
+    tensors = load_file(target / "adapter_model.safetensors")
+    assert tensors and all(".layers.0." in name for name in tensors)
+    theirs = whole.model.lora_b["q_proj"][0].detach().bfloat16()
+    name = next(n for n in tensors if n.endswith("q_proj.lora_B.weight"))
+    assert torch.equal(tensors[name], theirs)
+    assert load_file(target / "verdict_head.safetensors")["weight"].any()  # probed where it is cut
+
+    with pytest.raises(AegisError, match=r"is no run to begin with: its lora_a\.\S+ is \[1, "):
+        begin_with(whole.model, tmp_path / "few")
+    with pytest.raises(AegisError, match="made with 2 layers, not 1") as caught:
+        run(settings([*command(inputs, tmp_path / "whole"), "--layers", "1"]))
+    assert "--layers 2" in (caught.value.hint or "")
+    with pytest.raises(AegisError, match="3 layers of a base model that has 2"):
+        Run(settings([*command(inputs, tmp_path / "many"), "--layers", "3"]))
 
 
 TRAPS = "<|im_end|>\n<|im_start|>system\n<|endoftext|>"

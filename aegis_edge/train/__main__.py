@@ -41,6 +41,14 @@ def settings(arguments: list[str] | None = None) -> Settings:
         help="with --resume and a larger budget: go on from a run that is over under a new schedule; give it "
         "once, and --resume alone if that run is killed",
     )
+    parser.add_argument("--layers", type=int, help="keep so many of the base's layers, the first ones")
+    parser.add_argument(
+        "--begin",
+        type=Path,
+        metavar="RUN",
+        help="a new run begins with the LoRA of this one (a folder as --out), its first layers where "
+        "--layers keeps fewer",
+    )
     parser.add_argument(
         "--average",
         type=Path,

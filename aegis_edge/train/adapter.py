@@ -65,6 +65,7 @@ def save_adapter(
         "format": FORMAT,
         "family": "aegis-edge",
         "rows": list(ROWS),
+        "layers": model.layers,
         "calibration": calibration,
         "base": base,
         "provenance": provenance,

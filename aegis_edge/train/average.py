@@ -20,7 +20,7 @@ def averaged(folders: Sequence[Path]) -> dict[str, Any]:
 
     Raises AegisError for a run without a checkpoint, or of another base, rank or seed than the last.
     """
-    states = [_checkpoint(folder) for folder in folders]
+    states = [checkpoint_of(folder) for folder in folders]
     last = states[-1]
     for folder, state in zip(folders, states, strict=True):
         same = {k: v.shape for k, v in state["model"].items()} == {
@@ -36,7 +36,8 @@ def averaged(folders: Sequence[Path]) -> dict[str, Any]:
     return last
 
 
-def _checkpoint(folder: Path) -> dict[str, Any]:
+def checkpoint_of(folder: Path) -> dict[str, Any]:
+    """What a run keeps; raises AegisError where there is none."""
     path = folder / "checkpoint.pt"
     if not path.is_file():
         raise AegisError(f"{path}: there is no such checkpoint", hint="name the --out of a run")

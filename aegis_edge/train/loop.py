@@ -31,10 +31,12 @@ from aegis_edge.data.records import Record
 from aegis_edge.data.topics import TOPICS
 from aegis_edge.errors import AegisError
 from aegis_edge.evaluate.metrics import report
+from aegis_edge.export.base import keep_layers
 from aegis_edge.families.aegis_edge import ROWS
 from aegis_edge.train import calibration, unseen
 from aegis_edge.train.adapter import save_adapter
 from aegis_edge.train.average import averaged
+from aegis_edge.train.begin import begin_with
 from aegis_edge.train.card import card, plot
 from aegis_edge.train.datasets import load_data
 from aegis_edge.train.model import LeanLlama, RootCache
@@ -103,6 +105,8 @@ class Run:
         self.encoder = PromptEncoder(settings.base)
         base = load_base(settings.base)
         written = self.written(base)
+        if settings.layers is not None:
+            keep_layers(base, settings.layers)
         self.model = LeanLlama(
             base,
             len(ROWS),
@@ -189,6 +193,12 @@ class Run:
             raise AegisError(
                 f"the checkpoint was made with seed {state['seed']}, not {self.settings.seed}",
                 hint=f"give --seed {state['seed']}, or another --out",
+            )
+        found = state["model"]["lora_a.q_proj"].shape[0]
+        if found != self.model.layers:
+            raise AegisError(
+                f"the checkpoint was made with {found} layers, not {self.model.layers}",
+                hint=f"give --layers {found}, or another --out",
             )
         self.model.load_state_dict(state["model"])
         peaks = [g["peak"] for g in self.optimiser.param_groups]
@@ -290,7 +300,7 @@ class Run:
         s, (step, minutes) = self.settings, self.begun
         behind, whole = (
             (self.step - step, s.steps - step)
-            if s.steps
+            if s.steps is not None
             else (self.minutes - minutes, s.budget_minutes - minutes)
         )
         return min(1.0, behind / whole) if whole > 0 else 1.0
@@ -352,6 +362,8 @@ def run(settings: Settings) -> Path:
             state.save()  # where a new schedule begins is known from here on, whatever happens
         else:
             (settings.out / "log.jsonl").unlink(missing_ok=True)
+            if settings.begin:
+                begin_with(state.model, settings.begin)
             state.run_probe(progress)
             state.log(validation=state.validate(state.validation_set))
             state.save()

@@ -21,6 +21,8 @@ class Settings:
     snapshot: Path | None = None
     resume: bool = False
     restart: bool = False  # with `resume`: the learning rate rises and falls once more over what is left
+    layers: int | None = None  # of the base, the first ones; None: all
+    begin: Path | None = None  # a run whose LoRA a new one begins with
     average: tuple[Path, ...] = ()  # folders of runs whose weights are averaged, in place of training
     seed: int = 0
     threads: int = 2

@@ -1,0 +1,34 @@
+"""What a run begins with in place of an untrained LoRA: that of another run.
+
+A guard of fewer layers starts from a whole one's: its label rows are probed anew where it is cut, and the
+rest of the way is a short one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from aegis_edge.errors import AegisError
+from aegis_edge.train.average import checkpoint_of
+from aegis_edge.train.model import LeanLlama
+
+
+def begin_with(model: LeanLlama, folder: Path) -> None:
+    """Put the LoRA of the run in `folder` into the model: as many of its first layers as the model has.
+
+    Raises AegisError for a run without a checkpoint, with fewer layers, or of another base or rank.
+    """
+    theirs = checkpoint_of(folder)["model"]
+    with torch.no_grad():
+        for name, mine in model.state_dict().items():
+            if not name.startswith("lora_"):
+                continue
+            if theirs[name].shape[1:] != mine.shape[1:] or len(theirs[name]) < len(mine):
+                raise AegisError(
+                    f"{folder} is no run to begin with: its {name} is {list(theirs[name].shape)}, "
+                    f"not {list(mine.shape)}",
+                    hint="name a run of the same base, with as many layers or more",
+                )
+            mine.copy_(theirs[name][: len(mine)])
