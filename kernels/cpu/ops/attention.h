@@ -21,8 +21,6 @@ struct AttentionOp {
   // values do not stay in L3 beside the weights.
   static constexpr size_t kAhead = 4096;
 
-  // Keys of part p that some query of this task sees.
-  static int visible(const Attention& t, int p) { return seen_of(t, p, t.queries - 1); }
   // Keys of part p that query i sees.
   static int seen_of(const Attention& t, int p, int i) {
     const QueryEnd& end = t.ends[i];
@@ -67,14 +65,14 @@ struct AttentionOp {
 
   template <int R, int C>
   static void values_tile(const Attention& t, const uint16_t* p, size_t stride, int column, const float* inverse,
-                          int row) {
+                          int row, int last) {
     F acc[R][C];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) acc[r][c] = V::zero();
     for (int i = 0; i < t.part_count; ++i) {
-      const int n = visible(t, i);
+      const int n = seen_of(t, i, last);
       dot<R, C>(acc, p, stride, t.parts[i].v + 2 * column, 2 * static_cast<size_t>(t.d), 32, (n + 1) / 2);
       p += padded(n);
     }
@@ -118,13 +116,13 @@ struct AttentionOp {
     const uint16_t* p;
     size_t stride;
     const float* inverse;
-    int row;
+    int row, last;
     template <int R>
     void run() const {
       int column = 0;
       for (; column + 16 * kVectors <= t.d; column += 16 * kVectors)
-        values_tile<R, kVectors>(t, p, stride, column, inverse, row);
-      for (; column < t.d; column += 16) values_tile<R, 1>(t, p, stride, column, inverse, row);
+        values_tile<R, kVectors>(t, p, stride, column, inverse, row, last);
+      for (; column < t.d; column += 16) values_tile<R, 1>(t, p, stride, column, inverse, row, last);
     }
   };
 
@@ -148,8 +146,9 @@ struct AttentionOp {
     return V::sum(sum);
   }
 
-  // What the options leave of a row of scores: capped, and none of the keys before `low`, a position.
-  static void limit(const Attention& t, float* s, int width, int low) {
+  // What the options leave of a row of scores of what query `last` sees: capped, and none of the keys before `low`, a
+  // position.
+  static void limit(const Attention& t, float* s, int width, int low, int last) {
     if (t.softcap > 0.0f) {
       const F cap = V::set1(t.softcap), two_by_cap = V::set1(2.0f / t.softcap);
       for (int i = 0; i < width; i += 16) V::store(s + i, Math<V>::softcap(V::load(s + i), cap, two_by_cap));
@@ -157,7 +156,7 @@ struct AttentionOp {
     if (t.window == 0) return;
     const F hidden = V::set1(-1e30f);
     for (int i = 0; i < t.part_count; ++i) {
-      const int n = visible(t, i), past = min(n, low - t.parts[i].start);
+      const int n = seen_of(t, i, last), past = min(n, low - t.parts[i].start);
       for (int b = 0; b < past; b += 16) V::store(s + b, V::first(hidden, past - b, V::load(s + b)));
       s += padded(n);
     }
@@ -165,18 +164,18 @@ struct AttentionOp {
 
   static void run(const Attention& t) {
     const int rows = t.queries * t.group;
-    int width = 0;
-    for (int i = 0; i < t.part_count; ++i) width += padded(visible(t, i));
-    const size_t stride = static_cast<size_t>(width);
-
     const bool limited = t.softcap > 0.0f || t.window > 0;
     const F hidden = V::set1(-1e30f);
     const int tiles = (rows + kRows - 1) / kRows;  // of even height
     for (int tile = 0, r = 0; tile < tiles; ++tile) {
       const int height = rows * (tile + 1) / tiles - r;
+      const int last = (r + height - 1) / t.group;  // the tile's query that sees the most keys
+      int width = 0;
+      for (int i = 0; i < t.part_count; ++i) width += padded(seen_of(t, i, last));
+      const size_t stride = static_cast<size_t>(width);
       float* s = t.scores;
       for (int i = 0; i < t.part_count; ++i) {
-        const int n = padded(visible(t, i));
+        const int n = padded(seen_of(t, i, last));
         const ScoresCall call{t.q + static_cast<size_t>(r) * t.d, t.d, t.parts[i].k, s, stride, n / 16};
         of_rows<kRows>(height, call);
         s += n;
@@ -187,7 +186,7 @@ struct AttentionOp {
         s = t.scores + static_cast<size_t>(j) * stride;
         const int query = (r + j) / t.group;
         const QueryEnd& end = t.ends[query];
-        if (limited) limit(t, s, width, t.parts[end.part].start + end.seen - t.window);
+        if (limited) limit(t, s, width, t.parts[end.part].start + end.seen - t.window, last);
         // A row ends with the block of 16 of the last key that it sees, whatever the others of its tile see.
         int own = 0;
         for (int i = 0; i <= end.part; ++i) {
@@ -203,7 +202,7 @@ struct AttentionOp {
       }
       // Once all are stored: a sum right behind its row's stores would wait for each pair of them to leave the core.
       for (int j = 0; j < height; ++j) inverse[j] = 1.0f / sum(t.probs + static_cast<size_t>(j) * stride, own_width[j]);
-      const ValuesCall call{t, t.probs, stride, inverse, r};
+      const ValuesCall call{t, t.probs, stride, inverse, r, last};
       of_rows<kRows>(height, call);
       r += height;
     }
