@@ -234,7 +234,7 @@ def _adapter_card(folder: Path, family: Family) -> dict[str, Any]:
         raise ExportError(
             f"{file.name}: trained for the family {card['family']!r}", hint=f"--family {card['family']}"
         )
-    if not isinstance(card.get("layers", 1), int):
+    if type(card.get("layers", 1)) is not int:
         raise ExportError(f"{file.name}: layers {card['layers']!r}, expected a number of them")
     if tuple(card.get("rows", family.rows)) != family.rows:
         raise ExportError(f"{file.name}: label rows {card['rows']}, expected {list(family.rows)}")

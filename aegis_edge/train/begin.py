@@ -6,6 +6,7 @@ rest of the way is a short one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -32,3 +33,13 @@ def begin_with(model: LeanLlama, folder: Path) -> None:
                     hint="name a run of the same base, with as many layers or more",
                 )
             mine.copy_(theirs[name][: len(mine)])
+
+
+def check_layers(model: LeanLlama, kept: Mapping[str, torch.Tensor]) -> None:
+    """Raises AegisError where a checkpoint's weights are of more or fewer layers than the model has."""
+    found = len(kept["lora_a.q_proj"])
+    if found != model.layers:
+        raise AegisError(
+            f"the checkpoint was made with {found} layers, not {model.layers}",
+            hint=f"give --layers {found}, or another --out",
+        )

@@ -36,7 +36,7 @@ from aegis_edge.families.aegis_edge import ROWS
 from aegis_edge.train import calibration, unseen
 from aegis_edge.train.adapter import save_adapter
 from aegis_edge.train.average import averaged
-from aegis_edge.train.begin import begin_with
+from aegis_edge.train.begin import begin_with, check_layers
 from aegis_edge.train.card import card, plot
 from aegis_edge.train.datasets import load_data
 from aegis_edge.train.model import LeanLlama, RootCache
@@ -194,12 +194,7 @@ class Run:
                 f"the checkpoint was made with seed {state['seed']}, not {self.settings.seed}",
                 hint=f"give --seed {state['seed']}, or another --out",
             )
-        found = state["model"]["lora_a.q_proj"].shape[0]
-        if found != self.model.layers:
-            raise AegisError(
-                f"the checkpoint was made with {found} layers, not {self.model.layers}",
-                hint=f"give --layers {found}, or another --out",
-            )
+        check_layers(self.model, state["model"])
         self.model.load_state_dict(state["model"])
         peaks = [g["peak"] for g in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state["optimiser"])
