@@ -143,6 +143,7 @@ def merge_adapter(model: Any, folder: Path, tokenizer: str) -> Any:
     """Merge the PEFT adapter in `folder` into `model` (in place) and return it; raises ExportError where it
     does not fit or where the merged logits are not the adapter's."""
     from peft import PeftModel
+    from peft.utils import load_peft_weights
 
     ids = _sample_ids(tokenizer)
     try:
@@ -150,6 +151,13 @@ def merge_adapter(model: Any, folder: Path, tokenizer: str) -> Any:
             # A missing key leaves that matrix untouched and is only warned of: a guard without its training.
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
             adapted = PeftModel.from_pretrained(model, folder).eval()
+        # Matrices of layers that the model has not (its card or its base names fewer) are left out silently.
+        keys = load_peft_weights(str(folder), "cpu")
+        trained = {key.rpartition(".lora_")[0] for key in keys if ".lora_" in key}
+        if absent := trained - {name for name, _ in adapted.named_modules()}:
+            raise ValueError(
+                f"{len(absent)} of its {len(trained)} matrices are of no layer here: {min(absent)}"
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:
         raise ExportError(
             f"adapter {folder.name} does not fit this base model: {error}",

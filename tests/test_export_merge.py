@@ -175,6 +175,19 @@ def test_an_adapter_with_missing_matrices_is_refused(base, tmp_path):
         load_parent(str(folder), str(adapter))
 
 
+def test_an_adapter_of_more_layers_is_refused(base, tmp_path):
+    """PEFT leaves out what it finds no place for; so much of the training must not get lost."""
+    folder, model = base
+    adapter = write_adapter(tmp_path / "adapter", model)
+    assert load_parent(str(folder), str(adapter)).model.config.num_hidden_layers == 2
+    _edit_card(adapter, layers=1)
+    with pytest.raises(
+        ExportError, match=r"does not fit .* 7 of its 14 matrices are of no layer here: .*layers\.1\."
+    ) as caught:
+        load_parent(str(folder), str(adapter))
+    assert "trained on" in (caught.value.hint or "")
+
+
 def test_bases_that_can_not_be_found_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="not found") as caught:
         bases.resolve_base("no such thing")
