@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import tomllib
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from aegis_edge.data.generate import CONTRASTS, five_grams, generate, words
+from aegis_edge.data.generate import CONTRASTS, PEOPLE, five_grams, generate, words
 from aegis_edge.data.mapping import Categories
 from aegis_edge.data.records import DataError, Record
 from aegis_edge.data.topics import HELD_OUT, SOURCE, TOPICS, topical
@@ -26,7 +29,7 @@ from aegis_edge.train.datasets import data_files, load_data
 from aegis_edge.train.longer import longer
 from aegis_edge.train.packing import Example, _split
 from aegis_edge.train.policies import NAMES, REWORDINGS, Line, Policy, default_policy, draw_policy, under
-from aegis_edge.train.sampling import Sampler, split
+from aegis_edge.train.sampling import SHARES, Sampler, bucket_of, split
 
 
 def record(text: str, unsafe: bool, certain: str = "", possible: str = "", source: str = "mine") -> Record:
@@ -47,6 +50,18 @@ def test_generated_prompts_are_distinct_repeatable_and_avoid_held_out_text() -> 
     assert {code for code, _ in contrasts} == {"S8", "S9"}
     again = generate(500, seed=3, held_out=held)
     assert again and not any(five_grams(text) & banned for _, text in again)
+
+
+def test_sentences_about_people_have_words_of_their_own_and_are_harmless() -> None:
+    data = resources.files("aegis_edge.data")
+    files = [tomllib.loads((data / name).read_text("utf-8")) for name in ("harmless.toml", "people.toml")]
+    assert not set(files[0]["words"]) & set(files[1]["words"])  # one list would hide the other
+    slots = {slot for texts in PEOPLE.values() for text in texts for slot in re.findall(r"{(\w+)}", text)}
+    assert slots == set(files[1]["words"])
+    made = generate(300, seed=3, templates=PEOPLE)
+    assert {kind for kind, _ in made} == set(PEOPLE) and not any("{" in text for _, text in made)
+    records = [record(text, False, source="people") for _, text in made]
+    assert {bucket_of(r) for r in records} == {"safe"} and SHARES["safe"]["people"] > 0
 
 
 def lines(*codes: str) -> Policy:

@@ -1,8 +1,9 @@
 """Harmless prompts that look alarming, and everyday ones: what a guard must let through.
 
 A small guard learns the words `kill`, `shoot`, `steal` as harm unless it has seen them harmless about as
-often. The templates of harmless.toml have slots in braces, filled from its lists of words; `generate` draws
-without repeating itself. Every text is the project's own and harmless.
+often, and the names of groups of people likewise. The templates of harmless.toml and people.toml have slots
+in braces, filled from their lists of words; `generate` draws without repeating itself. Every text is the
+project's own and harmless.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
-_TEXT = tomllib.loads(resources.files("aegis_edge.data").joinpath("harmless.toml").read_text("utf-8"))
-WORDS: dict[str, list[str]] = _TEXT["words"]
-TEMPLATES: dict[str, list[str]] = _TEXT["templates"]
-CONTRASTS: dict[str, list[str]] = _TEXT["contrasts"]
+_HARMLESS, _PEOPLE = (
+    tomllib.loads(resources.files("aegis_edge.data").joinpath(name).read_text("utf-8"))
+    for name in ("harmless.toml", "people.toml")
+)
+WORDS: dict[str, list[str]] = _HARMLESS["words"] | _PEOPLE["words"]
+TEMPLATES: dict[str, list[str]] = _HARMLESS["templates"]
+PEOPLE: dict[str, list[str]] = _PEOPLE["templates"]
+CONTRASTS: dict[str, list[str]] = _HARMLESS["contrasts"]
 # Kinds whose harmless form is one word away from a harmful one get a third: more taught the guard to let
 # that pass.
 DELICATE = ("groups", "history", "privacy")

@@ -33,10 +33,11 @@ start from logistic regression on the frozen base, then LoRA and rows move toget
 steps ({varied:.0%}) are under another policy, and labels follow it: hazards left out, shuffled, reworded or
 renamed; everyday topics named ({topics} topics; {held_out} more are never trained on).
 
-Sources: {sources}. Of these, `generated`, `alarming`, `contrasts` and `topics` are the project's own, and
-`joined`, `buried`, `threads`, `transcripts` and `refused` are put together from the others by it: harmless
-texts that look alarming, by templates and written one by one (some after the kinds that published sets of
-such prompts name, none of their texts), a few prompts that a policy does forbid, everyday requests by topic,
+Sources: {sources}. Of these, `generated`, `people`, `alarming`, `contrasts` and `topics` are the
+project's own, and `joined`, `buried`, `threads`, `transcripts` and `refused` are put together from the others
+by it: harmless texts that look alarming, by templates and written one by one (some after the kinds that
+published sets of such prompts name, none of their texts), sentences that name groups of people in praise, in
+passing and in defence, a few prompts that a policy does forbid, everyday requests by topic,
 longer texts put together from shorter ones, and prompts with a refusal. `written` are harmless questions,
 answers and pieces that the base model wrote itself when asked for nothing bad (after Magpie, arXiv
 2406.08464).

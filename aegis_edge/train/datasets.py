@@ -9,7 +9,7 @@ from aegis_edge.data.alarming import alarming
 from aegis_edge.data.canttalk import DISTRACTORS
 from aegis_edge.data.canttalk import SOURCE as TURNS
 from aegis_edge.data.files import SPLITS, holds_dialogues, read_dialogues, read_file, split_of
-from aegis_edge.data.generate import CONTRASTS, generate
+from aegis_edge.data.generate import CONTRASTS, PEOPLE, TEMPLATES, generate
 from aegis_edge.data.mapping import Categories, map_categories
 from aegis_edge.data.records import DataError, Record
 from aegis_edge.data.topics import TOPICS, topical
@@ -81,8 +81,9 @@ def load_data(
     held = [record.prompt for record in held_out]
     gone = {_topic_of(record) for record in held_out} - {None}
     records = [r for file in train_files for r in _records(file) if _topic_of(r) not in gone]
-    for _, text in generate(generated, seed, held):
-        records.append(Record(text, None, False, None, Categories(), None, "generated"))
+    for source, count, templates in (("generated", generated, TEMPLATES), ("people", generated // 2, PEOPLE)):
+        for _, text in generate(count, seed, held, templates):
+            records.append(Record(text, None, False, None, Categories(), None, source))
     for code, text in generate(contrasts, seed, held, CONTRASTS):
         categories = map_categories("aegis", NAMES[code])
         records.append(Record(text, None, True, None, categories, code, "contrasts"))

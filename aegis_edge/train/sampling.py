@@ -32,7 +32,7 @@ SHARES: dict[str, dict[str, float]] = {
         "benign_cyberseceval_frr": 2.0, "benign_gpteacher_roleplay": 3.0, "benign_self_instruct": 1.2,
         "benign_gsm8k_train": 1.0, "generated": 7.0, "alarming": 8.0, "joined": 3.0, "threads": 4.0,
         "transcripts": 2.5, "topics": 2.0, "canttalk": 1.0, "canttalk_distractors": 0.5,
-        "written": 7.0, "refused": 0.7, "buried": 2.5,
+        "written": 7.0, "refused": 0.7, "buried": 2.5, "people": 5.0,
     },
     "response_unsafe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
     "response_safe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
