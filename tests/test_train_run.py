@@ -232,6 +232,7 @@ def test_a_guard_of_fewer_layers_begins_with_a_whole_ones(inputs: tuple[Path, Pa
     few = [*command(inputs, tmp_path / "few"), "--layers", "1", "--begin", str(tmp_path / "whole")]
     target = run(settings([*few, "--steps", "0"]))  # the last --steps counts
     assert json.loads((target / "aegis_adapter.json").read_text())["layers"] == 1
+    assert "makes the first 1 layers of" in (target / "README.md").read_text().replace("\n", " ")
     tensors = load_file(target / "adapter_model.safetensors")
     assert tensors and all(".layers.0." in name for name in tensors)
     theirs = whole.model.lora_b["q_proj"][0].detach().bfloat16()

@@ -16,10 +16,10 @@ base_model: {base}
 ---
 # A guard adapter for {base}
 
-A LoRA (r16, alpha 32, all seven linear layers) with six label rows that makes {base} a safety classifier
-after the Aegis 2.0 taxonomy: 12 core and 9 fine-grained categories, Needs Caution and Other. It reads a
-policy, a prompt and perhaps a response, and gives a probability that each is unsafe, and one a category. It
-writes no text.
+A LoRA (r16, alpha 32, all seven matrices of a layer) with six label rows that makes the first {layers} layers
+of {base} a safety classifier after the Aegis 2.0 taxonomy: 12 core and 9 fine-grained categories, Needs
+Caution and Other. It reads a policy, a prompt and perhaps a response, and gives a probability that each is
+unsafe, and one a category. It writes no text.
 
 ## How it is read
 `<|im_start|>system` policy `<|im_end|>`, then the user's text, then `<|im_end|>`: the hidden state of that

@@ -225,7 +225,7 @@ class Run:
                 if isinstance(v, (int, float)) and not isinstance(v, bool)
             },
         }
-        about = card(self.settings.base_name, facts, self.calibration)
+        about = card(self.settings.base_name, facts | {"layers": self.model.layers}, self.calibration)
         save_adapter(self.model, target, self.settings.base_name, self.calibration, facts, about)
 
     # --- computing
