@@ -40,7 +40,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Model:
-    """The sizes of a decoder; the defaults are SmolLM2-135M under the default guard's head."""
+    """The sizes of a decoder; the defaults are SmolLM2-135M, all layers, under the default guard's head."""
 
     layers: int = 30
     hidden: int = 576
