@@ -52,7 +52,7 @@ def test_generated_prompts_are_distinct_repeatable_and_avoid_held_out_text() -> 
     assert again and not any(five_grams(text) & banned for _, text in again)
 
 
-def test_sentences_about_people_have_words_of_their_own_and_are_harmless() -> None:
+def test_sentences_about_people_have_words_of_their_own_and_are_trained_on_as_safe() -> None:
     data = resources.files("aegis_edge.data")
     files = [tomllib.loads((data / name).read_text("utf-8")) for name in ("harmless.toml", "people.toml")]
     assert not set(files[0]["words"]) & set(files[1]["words"])  # one list would hide the other
