@@ -76,12 +76,18 @@ struct QueryEnd {
   int seen;
 };
 
+// Memory from p to end, fetched into L2 beside other work, a line a step.
+struct Fetch {
+  const char* p = nullptr;
+  const char* end = nullptr;
+};
+
 // Attention of `queries` tokens of one path, `group` query heads sharing one KV head.
 //   q bf16 [queries * group, d], already scaled by 1 / sqrt(d); parts: the path's nodes, from the root on; ends: of
 //   each query, the last one's the farthest, in the last part. out f32: row (i, g) at out + i * out_stride + g * d.
 //   scores f32 and probs bf16: scratch of min(queries * group, kMaxTileRows) * padded keys each.
 //   softcap: scores become softcap * tanh(score / softcap); window: a query sees so many positions back, itself
-//   included; 0: neither.
+//   included; 0: neither. fetch: null, or what to fetch meanwhile, moved on by as much as was.
 struct Attention {
   const uint16_t* q;
   const KvPart* parts;
@@ -94,6 +100,7 @@ struct Attention {
   size_t out_stride;
   float softcap = 0.0f;
   int window = 0;
+  Fetch* fetch = nullptr;
 };
 
 struct Kernels {

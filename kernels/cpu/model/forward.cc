@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 namespace aegis {
 namespace {
@@ -35,6 +36,7 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
   w_.blocks.clear();
   w_.slot_blocks.clear();
   w_.places.clear();
+  w_.from.clear();
   w_.segment_of.resize(sz(tokens));
   w_.low_of.assign(sz(tokens), -1);
   w_.slot_low_of.resize(sz(slots));
@@ -52,8 +54,9 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
       id = tree.add(id, n, room, c_.layers * c_.kv_heads, c_.head_dim);
     }
     w_.places.push_back({id, first});
+    w_.from.push_back(begin);
     for (int t = 0; t < n; ++t) w_.segment_of[sz(begin + t)] = s;
-    for (; slot < slots && batch.slots[slot] < begin + n; ++slot) w_.slot_blocks.push_back({id, 1, slot});
+    for (; slot < slots && batch.slots[slot] < begin + n; ++slot) w_.slot_blocks.push_back({id, 1, slot, 0});
     int padded = 0, nodes = 0;
     for (int i = id; i >= 0; i = tree.node(i).parent, ++nodes) padded += (tree.node(i).n + 15) / 16 * 16;
     longest = padded > longest ? padded : longest;
@@ -62,6 +65,10 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
     positions = end > positions ? end : positions;
   }
   add_blocks();
+  const size_t tasks = w_.blocks.size() * sz(c_.kv_heads), all_tasks = tasks + w_.slot_blocks.size() * sz(c_.kv_heads);
+  w_.taken.reserve(all_tasks);
+  for (size_t i = 0; i < all_tasks; ++i)  // those of slots are taken in the last layer alone
+    new (w_.taken.data() + i) std::atomic<int>(i < tasks ? 0 : c_.layers - 1);
 
   const auto widest = [](int a, int b) { return a > b ? a : b; };
   const int input = widest_input_ = widest(widest(c_.hidden, c_.q_size()), c_.intermediate);
@@ -87,6 +94,7 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
     t.scores.reserve(score_rows * sz(longest));
     t.probs.reserve(score_rows * sz(longest));
     t.row.reserve(sz(widest(input, 2 * c_.kv_size())));
+    t.keys.reserve(sz(16 * c_.head_dim));
     t.panel.reserve(sz(input) * kPanel);
     t.parts.reserve(sz(depth));
     t.ends.reserve(sz(kQueryBlock));
@@ -112,6 +120,9 @@ Forward::Forward(Model& model, Tree& tree, const Batch& batch, float* logits, fl
 // Segments that hang from each other are one run of queries, cut into blocks of even size: a verdict's query reads its
 // prompt's keys together with the prompt's last ones.
 void Forward::add_blocks() {
+  for (int s = 0; s < batch_.segments; ++s)
+    for (int ancestor = tree_.node(w_.places[sz(s)].node).parent, e = s - 1; e >= 0; --e)
+      if (w_.places[sz(e)].node == ancestor) w_.from[sz(s)] = w_.from[sz(e)];
   for (int s = 0, end; s < batch_.segments; s = end) {
     for (end = s + 1; end < batch_.segments; ++end)
       if (tree_.node(w_.places[sz(end)].node).parent != w_.places[sz(end - 1)].node) break;
@@ -119,7 +130,7 @@ void Forward::add_blocks() {
     const int64_t count = (n + kQueryBlock - 1) / kQueryBlock;
     for (int64_t i = 0; i < count; ++i) {
       const int row = begin + static_cast<int>(n * i / count), stop = begin + static_cast<int>(n * (i + 1) / count);
-      w_.blocks.push_back({place(stop - 1).node, stop - row, row});
+      w_.blocks.push_back({place(stop - 1).node, stop - row, row, w_.from[sz(s)]});
     }
   }
   // The most work first, so that the threads end together.
@@ -135,11 +146,16 @@ void Forward::operator()(int member) {
   head(member);
 }
 
-// Calls f(part) for the parts of `count` rows that this member works on, see Part.
+// Whether members share out `count` rows, see Part.
+bool Forward::alone(int count) const {
+  const bool unpacks = m_.layers_[0].gate_up.scheme() == Scheme::kInt4;  // a panel once a part: the fewer the better
+  return !unpacks && count >= kOwnRows * m_.threads();
+}
+
+// Calls f(part) for the parts of `count` rows that this member works on.
 template <class F>
 void Forward::in_parts(int member, int count, const F& f) {
-  const bool unpacks = m_.layers_[0].gate_up.scheme() == Scheme::kInt4;  // a panel once a part: the fewer the better
-  if (unpacks || count < kOwnRows * m_.threads()) return f(Part{0, count, 0, false});
+  if (!alone(count)) return f(Part{0, count, 0, false});
   int begin, end;
   split(count, member, begin, end);
   const int parts = (end - begin + kPartRows - 1) / kPartRows;
@@ -167,10 +183,9 @@ void Forward::layer(int member, int index) {
       std::memcpy(some.x + sz(s) * sz(c_.hidden), all.x + sz(batch_.slots[s]) * sz(c_.hidden), sz(c_.hidden) * 4);
     if (slots > 0) in_parts(member, slots, [&](const Part& part) { project(member, index, some, part, true, false); });
   }
-  if (member == 0) tasks_taken_[(index + 1) % 2].store(0, std::memory_order_relaxed);
-  m_.pool_.barrier();
-  if (rows.count == 0) return;  // a pass without slots (the policy's KV) ends here
-  attend(member, index, rows);
+  const uint32_t arrived = m_.pool_.arrive();
+  if (rows.count == 0) return m_.pool_.wait(arrived);  // a pass without slots (the policy's KV) ends here
+  attend(member, index, rows, arrived);
   m_.pool_.barrier();
   in_parts(member, rows.count, [&](const Part& part) { transform(member, index, rows, part); });
 }

@@ -12,7 +12,8 @@ namespace aegis {
 struct QueryBlock {
   int node;  // of the last one
   int count;
-  int row;  // first row of q and of the output
+  int row;   // first row of q and of the output
+  int from;  // the batch's first token whose keys it reads; the last is its own last one
 };
 
 // Where a segment's tokens are: in `node`, from token `first` on.
@@ -33,7 +34,7 @@ struct Model::Workspace {
   Buffer<uint16_t> q_heads;
   struct PerThread {
     Buffer<float> scores, row;
-    Buffer<uint16_t> probs;
+    Buffer<uint16_t> probs, keys;
     Buffer<int8_t> panel;
     Buffer<KvPart> parts;
     Buffer<QueryEnd> ends;
@@ -42,6 +43,8 @@ struct Model::Workspace {
   std::vector<QueryBlock> blocks, slot_blocks;
   std::vector<Place> places;                 // of each segment
   std::vector<int> segment_of;               // of each token
+  std::vector<int> from;                     // of each segment: the first token of it and of what it hangs from
+  Buffer<std::atomic<int>> taken;            // of each task of attention, those of slots last: layers that took it
   std::vector<int32_t> low_of, slot_low_of;  // of each token and slot: its row of second digits, or -1
   std::vector<int64_t> ends;                 // of each new node: its depth past its last token
   std::vector<Grown> grown;
@@ -90,12 +93,17 @@ class Forward {
   void project_qkv(int member, const Layer& layer, const Rows& rows, const Part& part, bool queries, bool keys);
   void rotate_q(int member, int index, const Rows& rows, const Part& part);
   void store_kv(int member, int index, const Part& part);
+  void store_keys(int member, int index, int head, const Part& part, int token, int count);
+  void store_values(int member, int index, int head, const Part& part, int token, int count);
   void add_normed(int member, const Part& part, const float* branch, const std::vector<float>& norm, float* x);
-  void attend(int member, int index, const Rows& rows);
-  int next_task(int member, int index, int tasks);
+  void next_weights(int member, int index, Fetch (&next)[2]) const;
+  bool take(int index, size_t task);
+  void attend(int member, int index, const Rows& rows, uint32_t arrived);
+  void attend(int member, int index, const Rows& rows, const QueryBlock& block, int head, Fetch* fetch);
   void head(int member);
 
   void add_blocks();
+  bool alone(int count) const;
   int token_of(const Rows& rows, int row) const;
   Place place(int token) const;
   int position(int token) const;
@@ -124,8 +132,7 @@ class Forward {
   // off, and every row of a pass without slots, a policy's, to which all later tokens attend. These few rows made most
   // of the distance to the fp32 parent: margins move by 3 % of their deviation with two digits, by 10 % with one.
   int fine_;
-  int widest_input_, widest_output_;                   // of a matrix of a layer
-  std::atomic<uint64_t> tasks_taken_[2] = {{0}, {0}};  // attention: one count for even layers, one for odd
+  int widest_input_, widest_output_;  // of a matrix of a layer
 };
 
 }  // namespace aegis

@@ -1,4 +1,5 @@
 // What the stages of a forward pass do; their order is in forward.cc.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -178,95 +179,162 @@ void Forward::rotate_q(int member, int index, const Rows& rows, const Part& part
   }
 }
 
-// Keys (rotated) and values of every token, into its node, in the layout that attention reads. The last token of a
-// node zeroes the padding behind it: its weights are 0, and 0 times garbage must be 0.
+// Keys (rotated) and values of every token, into its node, in the layout that attention reads: sixteen keys side by
+// side, values in pairs. The tokens of a block of sixteen are written together by one member, and so is every line.
 void Forward::store_kv(int member, int index, const Part& part) {
-  const int d = c_.head_dim, half = d / 2, width = 2 * c_.kv_size();
-  const float* norm = c_.qk_norm ? m_.layers_[sz(index)].k_norm.data() : nullptr;
-  auto* rotated = reinterpret_cast<uint16_t*>(w_.threads[sz(member)].row.data());
-  float* normed = w_.threads[sz(member)].row.data() + d;  // behind what is rotated
-  int begin, end;
-  rows_of(member, part, begin, end);
-  for (int t = begin; t < end; ++t) {
+  int turn = 0;  // whose a block's keys of a head are, where the part is shared; its values are the next one's
+  for (int t = part.first, end; t < part.last; t = end) {
     const Place at = place(t);
-    const Node& node = tree_.node(at.node);
-    const int i = at.first, p = node.start + i;
-    const float *cos = w_.cos.data() + rotary(index, p), *sin = w_.sin.data() + rotary(index, p);
-    for (int h = 0; h < c_.kv_heads; ++h) {
-      const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
-      const float* k = w_.kv.data() + sz(part.at + t - part.first) * sz(width) + sz(h) * sz(d);
-      // The node's memory is this pass's own until it returns.
-      uint16_t* keys =
-          const_cast<uint16_t*>(node.k) + plane * key_size(node.room, d) + sz(i / 16) * sz(d) * 16 + sz(i % 16) * 2;
-      if (norm != nullptr) k_.norm(k, norm, d, c_.norm_eps, normed);
-      k_.rope(norm != nullptr ? normed : k, d, cos, sin, 1.0f, rotated);
-      for (int j = 0; j < half; ++j) std::memcpy(keys + sz(j) * 32, rotated + 2 * j, 4);
-      uint16_t* values =
-          const_cast<uint16_t*>(node.v) + plane * value_size(node.room, d) + sz(i / 2) * sz(d) * 2 + sz(i % 2);
-      k_.to_bf16(k + c_.kv_size(), d, rotated);
-      for (int j = 0; j < d; ++j) values[2 * j] = rotated[j];
-      if (i + 1 < node.n) continue;
-      for (int lane = i % 16 + 1; lane < 16; ++lane)
-        for (int j = 0; j < half; ++j) std::memset(keys + (lane - i % 16) * 2 + sz(j) * 32, 0, 4);
-      if (i % 2 == 0)
-        for (int j = 0; j < d; ++j) values[2 * j + 1] = 0;
+    const int room = 16 - at.first % 16, s = w_.segment_of[sz(t)];
+    for (end = t + 1; end < part.last && end - t < room && w_.segment_of[sz(end)] == s;) ++end;
+    for (int h = 0; h < c_.kv_heads; ++h, ++turn) {
+      if (part.alone || turn % m_.threads() == member) store_keys(member, index, h, part, t, end - t);
+      if (part.alone || (turn + 1) % m_.threads() == member) store_values(member, index, h, part, t, end - t);
     }
   }
 }
 
-// The next task of attention for this member, -1 where all are taken.
-int Forward::next_task(int member, int index, int tasks) {
-  constexpr int kHigh = 32;  // below it the tasks taken from the front, above it those from the end
-  const bool from_end = member % 2 == 1;
-  const uint64_t taken =
-      tasks_taken_[index % 2].fetch_add(from_end ? uint64_t{1} << kHigh : 1, std::memory_order_relaxed);
-  const auto front = static_cast<int>(taken & 0xffffffff), end = static_cast<int>(taken >> kHigh);
-  if (front + end >= tasks) return -1;
-  return from_end ? tasks - 1 - end : front;
+// Of `count` tokens of one block. Behind the last token of a node the block's other lanes become zero: their weights
+// are 0, and 0 times garbage must be 0.
+void Forward::store_keys(int member, int index, int h, const Part& part, int token, int count) {
+  const int d = c_.head_dim, half = d / 2;
+  const Place at = place(token);
+  const Node& node = tree_.node(at.node);
+  const float* norm = c_.qk_norm ? m_.layers_[sz(index)].k_norm.data() : nullptr;
+  uint16_t* rotated = w_.threads[sz(member)].keys.data();
+  float* normed = w_.threads[sz(member)].row.data();
+  for (int j = 0; j < count; ++j) {
+    const size_t turn = rotary(index, node.start + at.first + j);
+    const float* k = w_.kv.data() + sz(part.at + token + j - part.first) * sz(2 * c_.kv_size()) + sz(h) * sz(d);
+    if (norm != nullptr) k_.norm(k, norm, d, c_.norm_eps, normed);
+    k_.rope(norm != nullptr ? normed : k, d, w_.cos.data() + turn, w_.sin.data() + turn, 1.0f, rotated + sz(j) * sz(d));
+  }
+  const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
+  const int lane = at.first % 16, zeros = at.first + count == node.n ? 16 - lane - count : 0;
+  // The node's memory is this pass's own until it returns.
+  uint16_t* keys =
+      const_cast<uint16_t*>(node.k) + plane * key_size(node.room, d) + sz(at.first / 16) * sz(d) * 16 + sz(lane) * 2;
+  for (int i = 0; i < half; ++i, keys += 32) {
+    for (int j = 0; j < count; ++j) std::memcpy(keys + 2 * j, rotated + sz(j) * sz(d) + 2 * i, 4);
+    std::memset(keys + 2 * count, 0, sz(zeros) * 4);
+  }
 }
 
-void Forward::attend(int member, int index, const Rows& rows) {
+void Forward::store_values(int member, int index, int h, const Part& part, int token, int count) {
+  const int d = c_.head_dim;
+  const Place at = place(token);
+  const Node& node = tree_.node(at.node);
+  const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
+  uint16_t* rounded = w_.threads[sz(member)].keys.data();
+  for (int j = 0; j < count; ++j) {
+    const float* v =
+        w_.kv.data() + sz(part.at + token + j - part.first) * sz(2 * c_.kv_size()) + sz(c_.kv_size() + h * d);
+    k_.to_bf16(v, d, rounded + sz(j) * sz(d));
+  }
+  for (int j = 0; j < count; ++j) {
+    const int i = at.first + j;
+    uint16_t* values = const_cast<uint16_t*>(node.v) + plane * value_size(node.room, d) + sz(i / 2) * sz(d) * 2;
+    const uint16_t *row = rounded + sz(j) * sz(d), *next = row + d;
+    if (i % 2 == 1) {  // the first of its pair stands there already
+      for (int c = 0; c < d; ++c) values[2 * c + 1] = row[c];
+    } else if (j + 1 < count) {
+      for (int c = 0; c < d; ++c) values[2 * c] = row[c], values[2 * c + 1] = next[c];
+      ++j;
+    } else if (i + 1 == node.n) {
+      for (int c = 0; c < d; ++c) values[2 * c] = row[c], values[2 * c + 1] = 0;
+    } else {
+      for (int c = 0; c < d; ++c) values[2 * c] = row[c];
+    }
+  }
+}
+
+// What this member multiplies by after attention: its share of the output projection, and the first of gate and up.
+// Few rows wait for the weights more than for the products (17 rows take 35 operations a byte), and attention leaves
+// memory idle.
+void Forward::next_weights(int member, int index, Fetch (&next)[2]) const {
+  constexpr size_t kMost = size_t{384} << 10;  // a share of L2 (1 MB), which holds the keys as well
+  const Layer& l = m_.layers_[sz(index)];
+  const Linear* linears[] = {&l.o, &l.gate_up};
+  for (int i = 0; i < 2; ++i) {
+    int begin, end;
+    columns_of(member, Part{0, 0, 0, false}, linears[i]->half_panels(), begin, end);
+    const auto* p = static_cast<const char*>(linears[i]->panel(begin / 2));
+    const auto* stop = static_cast<const char*>(linears[i]->panel((end + 1) / 2));
+    next[i] = {p, p + std::min(kMost, static_cast<size_t>(stop - p))};
+  }
+}
+
+// Takes the task for this member, once a layer.
+bool Forward::take(int index, size_t task) {
+  std::atomic<int>& taken = w_.taken.data()[task];
+  int before = index;
+  return taken.load(std::memory_order_relaxed) == index &&
+         taken.compare_exchange_strong(before, index + 1, std::memory_order_relaxed);
+}
+
+// A head's blocks follow each other and find its keys and values in L2. Every second member takes tasks from the end,
+// so that two of them share but the head they meet at. Those whose keys are all of this member's own rows it takes
+// first, before the others have come so far: nobody waits for a member that was given more, or a slower core.
+void Forward::attend(int member, int index, const Rows& rows, uint32_t arrived) {
+  const int blocks = static_cast<int>(rows.blocks->size()), tasks = blocks * c_.kv_heads;
+  const bool from_end = member % 2 == 1, slots = rows.blocks != &w_.blocks;
+  const size_t first = slots ? w_.blocks.size() * sz(c_.kv_heads) : 0;  // in `taken`
+  int begin = 0, end = 0;  // own rows, where this member has them to itself
+  if (!slots && alone(rows.count)) split(rows.count, member, begin, end);
+  Fetch next[2];
+  if (!alone(rows.count)) next_weights(member, index, next);
+  Fetch* fetch = next;
+  for (const bool own : {true, false}) {
+    if (!own) m_.pool_.wait(arrived);
+    for (int i = 0; i < tasks; ++i) {
+      const int task = from_end ? tasks - 1 - i : i;
+      const QueryBlock& block = (*rows.blocks)[sz(task % blocks)];
+      const bool mine = block.from >= begin && block.row + block.count <= end;
+      if (own && !mine) continue;
+      if (!take(index, first + sz(task))) continue;
+      if (next[0].p >= next[0].end) fetch = next + 1;
+      attend(member, index, rows, block, task / blocks, fetch);
+    }
+  }
+}
+
+// One block of queries, the query heads of KV head h.
+void Forward::attend(int member, int index, const Rows& rows, const QueryBlock& block, int h, Fetch* fetch) {
   auto& scratch = w_.threads[sz(member)];
   const int d = c_.head_dim, group = c_.group();
-  const int blocks = static_cast<int>(rows.blocks->size()), tasks = blocks * c_.kv_heads;
-  // A head's blocks follow each other and find its keys and values in L2. Every second member takes tasks from the end,
-  // so that two of them share but the head they meet at.
-  for (int task; (task = next_task(member, index, tasks)) >= 0;) {
-    const QueryBlock& block = (*rows.blocks)[sz(task % blocks)];
-    const int h = task / blocks;
-    const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
-    int depth = 0;
-    for (int i = block.node; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
-    KvPart* parts = scratch.parts.data();
-    QueryEnd* ends = scratch.ends.data();
-    int query = block.count - 1, part = depth;
-    for (int i = block.node; i >= 0; i = tree_.node(i).parent) {
-      const Node& node = tree_.node(i);
-      if (node.n == 0) continue;  // an empty root
-      parts[--part] = {node.k + plane * key_size(node.room, d), node.v + plane * value_size(node.room, d), node.n,
-                       node.start};
-      for (; query >= 0; --query) {
-        const Place at = place(token_of(rows, block.row + query));
-        if (at.node != i) break;
-        ends[query] = {part, at.first + 1};
-      }
+  const size_t plane = sz(index) * sz(c_.kv_heads) + sz(h);
+  int depth = 0;
+  for (int i = block.node; i >= 0; i = tree_.node(i).parent) depth += tree_.node(i).n > 0;
+  KvPart* parts = scratch.parts.data();
+  QueryEnd* ends = scratch.ends.data();
+  int query = block.count - 1, part = depth;
+  for (int i = block.node; i >= 0; i = tree_.node(i).parent) {
+    const Node& node = tree_.node(i);
+    if (node.n == 0) continue;  // an empty root
+    parts[--part] = {node.k + plane * key_size(node.room, d), node.v + plane * value_size(node.room, d), node.n,
+                     node.start};
+    for (; query >= 0; --query) {
+      const Place at = place(token_of(rows, block.row + query));
+      if (at.node != i) break;
+      ends[query] = {part, at.first + 1};
     }
-    Attention t;
-    t.q = w_.q_heads.data() + (sz(h) * sz(rows.count) + sz(block.row)) * sz(group) * sz(d);
-    t.parts = parts;
-    t.ends = ends;
-    t.part_count = depth;
-    t.queries = block.count;
-    t.group = group;
-    t.d = d;
-    t.scores = scratch.scores.data();
-    t.probs = scratch.probs.data();
-    t.out = w_.attention.data() + sz(block.row) * sz(c_.q_size()) + sz(h) * sz(group) * sz(d);
-    t.out_stride = sz(c_.q_size());
-    t.softcap = c_.softcap;
-    t.window = c_.window(index);
-    k_.attend(t);
   }
+  Attention t;
+  t.q = w_.q_heads.data() + (sz(h) * sz(rows.count) + sz(block.row)) * sz(group) * sz(d);
+  t.parts = parts;
+  t.ends = ends;
+  t.part_count = depth;
+  t.queries = block.count;
+  t.group = group;
+  t.d = d;
+  t.scores = scratch.scores.data();
+  t.probs = scratch.probs.data();
+  t.out = w_.attention.data() + sz(block.row) * sz(c_.q_size()) + sz(h) * sz(group) * sz(d);
+  t.out_stride = sz(c_.q_size());
+  t.softcap = c_.softcap;
+  t.window = c_.window(index);
+  t.fetch = fetch;
+  k_.attend(t);
 }
 
 void Forward::head(int member) {

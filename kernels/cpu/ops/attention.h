@@ -31,13 +31,19 @@ struct AttentionOp {
   // acc[r][c] += a[r, :] . b[:, c]: a bf16 rows of stride `lda`; step and vector strides of b in elements.
   template <int R, int C>
   static void dot(F (&acc)[R][C], const uint16_t* a, size_t lda, const uint16_t* b, size_t step, size_t vector,
-                  int pairs) {
+                  int pairs, Fetch* fetch) {
+    const bool more = fetch != nullptr && fetch->p < fetch->end;
+    const char* next = more ? fetch->p : reinterpret_cast<const char*>(b);
+    const ptrdiff_t line = more ? 64 : 0;
+    if (more) fetch->p += line * pairs;
     for (int k = 0; k < pairs; ++k) {
       typename V::B2 bv[C];
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) bv[c] = V::load2(b + vector * static_cast<size_t>(c));
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) V::prefetch(b + vector * static_cast<size_t>(c) + kAhead);
+      V::prefetch(next);
+      next += line;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const auto av = V::broadcast2(a + static_cast<size_t>(r) * lda);
@@ -50,13 +56,13 @@ struct AttentionOp {
   }
 
   template <int R, int C>
-  static void scores_tile(const uint16_t* q, int d, const uint16_t* k, float* out, size_t stride) {
+  static void scores_tile(const uint16_t* q, int d, const uint16_t* k, float* out, size_t stride, Fetch* fetch) {
     F acc[R][C];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) acc[r][c] = V::zero();
-    dot<R, C>(acc, q, static_cast<size_t>(d), k, 32, static_cast<size_t>(d) * 16, d / 2);
+    dot<R, C>(acc, q, static_cast<size_t>(d), k, 32, static_cast<size_t>(d) * 16, d / 2, fetch);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
@@ -73,7 +79,7 @@ struct AttentionOp {
       for (int c = 0; c < C; ++c) acc[r][c] = V::zero();
     for (int i = 0; i < t.part_count; ++i) {
       const int n = seen_of(t, i, last);
-      dot<R, C>(acc, p, stride, t.parts[i].v + 2 * column, 2 * static_cast<size_t>(t.d), 32, (n + 1) / 2);
+      dot<R, C>(acc, p, stride, t.parts[i].v + 2 * column, 2 * static_cast<size_t>(t.d), 32, (n + 1) / 2, t.fetch);
       p += padded(n);
     }
 #pragma GCC unroll 16
@@ -101,13 +107,14 @@ struct AttentionOp {
     float* out;
     size_t stride;
     int blocks;
+    Fetch* fetch;
     template <int R>
     void run() const {
       int b = 0;
       const size_t block = static_cast<size_t>(d) * 16;
       for (; b + kVectors <= blocks; b += kVectors)
-        scores_tile<R, kVectors>(q, d, k + static_cast<size_t>(b) * block, out + 16 * b, stride);
-      for (; b < blocks; ++b) scores_tile<R, 1>(q, d, k + static_cast<size_t>(b) * block, out + 16 * b, stride);
+        scores_tile<R, kVectors>(q, d, k + static_cast<size_t>(b) * block, out + 16 * b, stride, fetch);
+      for (; b < blocks; ++b) scores_tile<R, 1>(q, d, k + static_cast<size_t>(b) * block, out + 16 * b, stride, fetch);
     }
   };
 
@@ -176,7 +183,7 @@ struct AttentionOp {
       float* s = t.scores;
       for (int i = 0; i < t.part_count; ++i) {
         const int n = padded(seen_of(t, i, last));
-        const ScoresCall call{t.q + static_cast<size_t>(r) * t.d, t.d, t.parts[i].k, s, stride, n / 16};
+        const ScoresCall call{t.q + static_cast<size_t>(r) * t.d, t.d, t.parts[i].k, s, stride, n / 16, t.fetch};
         of_rows<kRows>(height, call);
         s += n;
       }

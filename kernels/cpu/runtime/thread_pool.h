@@ -36,16 +36,20 @@ class ThreadPool {
     run_erased([](void* p, int member) { (*static_cast<F*>(p))(member); }, &f);
   }
 
-  // Waits until every member has arrived. Inside run() only.
-  void barrier() {
-    if (threads_ == 1) return;
+  // Waits until every member has arrived. Inside run() only, as are its two halves: between them a member may do what
+  // needs none of the others.
+  void barrier() { wait(arrive()); }
+
+  uint32_t arrive() {
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
       arrived_.store(0, std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
-      return;
     }
-    wait_for_phase(phase);
+    return phase;
+  }
+  void wait(uint32_t phase) const {
+    if (phase_.load(std::memory_order_acquire) == phase) wait_for_phase(phase);
   }
 
  private:
