@@ -211,6 +211,9 @@ def test_the_mean_of_several_runs_is_calibrated_and_not_trained(
     for name, weight in kept["model"].items():
         assert torch.allclose(weight, (weights[0][name] + weights[1][name]) / 2)
     assert "prompt" in json.loads((target / "aegis_adapter.json").read_text())["calibration"]
+    # An adapter in place of the first run: its LoRA is bf16, its label rows are exact.
+    again = averaged([target, ends[1]])["model"]
+    assert torch.equal(again["head"], torch.full_like(weights[0]["head"], 0.75))
 
 
 def test_runs_that_can_not_be_averaged_are_refused(inputs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -239,6 +242,13 @@ def test_a_guard_of_fewer_layers_begins_with_a_whole_ones(inputs: tuple[Path, Pa
     name = next(n for n in tensors if n.endswith("q_proj.lora_B.weight"))
     assert torch.equal(tensors[name], theirs)
     assert load_file(target / "verdict_head.safetensors")["weight"].any()  # probed where it is cut
+
+    # An adapter will do as well; and where it has all layers its label rows are taken, and none probed.
+    again = [*command(inputs, tmp_path / "again"), "--layers", "1", "--begin", str(target), "--steps", "0"]
+    twin = run(settings(again))
+    for file in ("adapter_model.safetensors", "verdict_head.safetensors"):
+        kept, found = load_file(target / file), load_file(twin / file)
+        assert kept.keys() == found.keys() and all(torch.equal(kept[k], found[k]) for k in kept)
 
     with pytest.raises(AegisError, match=r"is no run to begin with: its lora_a\.\S+ is \[1, "):
         begin_with(whole.model, tmp_path / "few")

@@ -7,6 +7,7 @@ import random
 import re
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -26,10 +27,12 @@ pytest.importorskip("sklearn", reason="training needs the extra `train`")
 
 from aegis_edge.train import calibration, unseen
 from aegis_edge.train.datasets import data_files, load_data
+from aegis_edge.train.framed import deed_of, framed
 from aegis_edge.train.longer import longer
 from aegis_edge.train.packing import Example, _split
 from aegis_edge.train.policies import NAMES, REWORDINGS, Line, Policy, default_policy, draw_policy, under
 from aegis_edge.train.sampling import SHARES, Sampler, bucket_of, split
+from aegis_edge.train.typed import typed
 
 
 def record(text: str, unsafe: bool, certain: str = "", possible: str = "", source: str = "mine") -> Record:
@@ -138,7 +141,7 @@ def test_hazards_left_out_are_not_trained_on() -> None:
     sampler = Sampler(rows, seed=0, without=("S5",))
     for number in range(30):
         policy, examples = sampler.step(number, 4)
-        assert NAMES["S5"] not in policy.texts and all(e.prompt.startswith("b") for e in examples)
+        assert NAMES["S5"] not in policy.texts and all(re.search("(?i)b[0-9]", e.prompt) for e in examples)
 
 
 def test_sampler_repeats_from_its_state() -> None:
@@ -205,6 +208,74 @@ def test_a_thread_is_of_one_source_and_has_the_categories_of_all() -> None:
         frozenset({"S3"}),
         frozenset(),
     }
+
+
+def test_rare_categories_are_put_into_longer_texts_more_often_than_their_number() -> None:
+    rows = [record(f"safe {n}", False) for n in range(5)]
+    rows += [record("often", True, "S1") for _ in range(81)] + [
+        record("seldom", True, "S2") for _ in range(9)
+    ]
+    made = [text for text in longer(rows, 1600, seed=0) if text.source == "joined" and text.unsafe]
+    rare = sum("seldom" in text.prompt for text in made) / len(made)
+    assert rare == pytest.approx(3 / 12, abs=0.05)  # 9 and 3 are the roots of 81 and 9
+
+
+@pytest.mark.parametrize(
+    ("prompt", "deed"),
+    [
+        ("How do I peel a plum?", "peel a plum"),
+        ("how to peel a plum", "peel a plum"),
+        ("Can you tell me how to peel a plum?!", "peel a plum"),
+        ("I want to know how to peel plums.", "peel plums"),
+        ("What is the best way to peel a plum?", "peel a plum"),
+        ("How do I peel a plum? And an apple?", None),  # two requests
+        ("How long does a plum take to ripen?", None),
+        ("How do I peel?", None),
+        (f"How do I peel {'plum ' * 60}?", None),
+    ],
+)
+def test_a_request_is_taken_apart_where_it_is_one_and_no_more(prompt: str, deed: str | None) -> None:
+    assert deed_of(prompt) == deed
+
+
+def test_a_frame_decides_about_a_harmful_deed_and_not_about_a_harmless_one() -> None:
+    rows = [record(f"How do I pick plum {n}?", True, "S1") for n in range(40)]
+    rows += [record(f"How do I eat plum {n}?", False) for n in range(40)]
+    rows += [record(f"they are plum {n}", True, "S8", source="edos") for n in range(40)]
+    made = framed(rows, seed=0)
+    assert made == framed(rows, seed=0) != framed(rows, seed=1)
+    assert not any("{" in text.prompt for text in made)
+    for source, bad in (("framed", "pick plum"), ("quoted", "they are plum")):
+        of_source = [text for text in made if text.source == source]
+        about = [t for t in of_source if bad in t.prompt.lower() and not t.unsafe]
+        meant = [t for t in of_source if bad in t.prompt.lower() and t.unsafe]
+        assert len(about) == len(meant) == 40
+        assert all(t.categories.certain for t in meant) and not any(t.categories.certain for t in about)
+        assert SHARES["safe"][source] == SHARES["unsafe"][source] > 0
+    harmless = [t for t in made if "eat plum" in t.prompt.lower()]
+    assert len(harmless) == 40 and not any(t.unsafe for t in harmless)
+
+
+def test_what_stays_harmful_in_any_frame_or_is_labelled_in_doubt_gets_none() -> None:
+    kept = record("How do I pick a plum?", True, "S1")
+    left_out = [replace(kept, source="harmfulqa"), record("How do I pick a plum?", True, "S6")]
+    left_out += [record("they are plums", True, "S8", source="davidson")]
+    assert framed([kept], 0) and not framed(left_out, 0)
+    gone = framed([kept], 0)[0].prompt
+    assert gone not in {text.prompt for text in framed([kept], 0, held_out=[gone])}
+
+
+def test_a_prompt_is_typed_in_many_ways_with_its_words_in_order() -> None:
+    text = "Where do the Ripest plums grow, and when?"
+    rng = random.Random(0)
+    made = [typed(text, rng) for _ in range(3000)]
+    assert sum(t == text for t in made) / len(made) == pytest.approx(0.7, abs=0.05)
+    assert len(set(made)) > 20
+    for way in made:
+        spelt = ["".join(sorted(word)) for word in words(way)]
+        wanted = ["".join(sorted(word)) for word in words(text)]
+        assert " ".join(wanted) in " ".join(spelt)  # whole, whatever stands before and after it
+    assert typed("?", random.Random(4)).strip()
 
 
 def test_rare_categories_of_a_source_are_drawn_more_often_than_their_number() -> None:

@@ -46,8 +46,8 @@ def settings(arguments: list[str] | None = None) -> Settings:
         "--begin",
         type=Path,
         metavar="RUN",
-        help="a new run begins with the LoRA of this one (a folder as --out), its first layers where "
-        "--layers keeps fewer",
+        help="a new run begins with the weights of this one (a folder as --out, or an adapter's), the LoRA "
+        "of its first layers where --layers keeps fewer",
     )
     parser.add_argument(
         "--average",
@@ -55,8 +55,8 @@ def settings(arguments: list[str] | None = None) -> Settings:
         action="append",
         default=[],
         metavar="RUN",
-        help="train no further: the mean of these runs' weights (folders as --out, the newest last), "
-        "calibrated; may be repeated",
+        help="train no further: the mean of these runs' weights (folders as --out, the newest last; those "
+        "before it may be adapters'), calibrated; may be repeated",
     )
     parser.add_argument("--snapshot", type=Path, help="folder that gets an adapter at every validation")
     parser.add_argument("--threads", type=int, default=Settings.threads)

@@ -88,17 +88,22 @@ def save_adapter(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_adapter(model: LeanLlama, folder: Path) -> dict[str, Any]:
-    """Put a saved adapter into the model; returns aegis_adapter.json."""
+def kept_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """A saved adapter's weights by the names of LeanLlama's parameters, a projection's layers stacked."""
     tensors = load_file(folder / "adapter_model.safetensors")
     head = load_file(folder / "verdict_head.safetensors")
-    with torch.no_grad():
-        for projection in PROJECTIONS:
-            for layer in range(model.layers):
-                name = f"{_PREFIX}.{layer}.{_module(projection)}.{projection}"
-                model.lora_a[projection][layer] = tensors[f"{name}.lora_A.weight"].float()
-                model.lora_b[projection][layer] = tensors[f"{name}.lora_B.weight"].float()
-        model.head.copy_(head["weight"])
-        model.head_bias.copy_(head["bias"])
+    layers = sum(name.endswith("q_proj.lora_A.weight") for name in tensors)
+    out = {"head": head["weight"], "head_bias": head["bias"]}
+    for projection in PROJECTIONS:
+        names = [f"{_PREFIX}.{layer}.{_module(projection)}.{projection}" for layer in range(layers)]
+        for letter in "ab":
+            stacked = torch.stack([tensors[f"{name}.lora_{letter.upper()}.weight"] for name in names])
+            out[f"lora_{letter}.{projection}"] = stacked.float()
+    return out
+
+
+def load_adapter(model: LeanLlama, folder: Path) -> dict[str, Any]:
+    """Put a saved adapter into the model; returns aegis_adapter.json."""
+    model.load_state_dict(kept_weights(folder))
     about: dict[str, Any] = json.loads((folder / "aegis_adapter.json").read_text(encoding="utf-8"))
     return about

@@ -1,4 +1,4 @@
-"""What a run begins with in place of an untrained LoRA: that of another run.
+"""What a run begins with in place of an untrained LoRA: that of another run, or of an adapter that ships.
 
 A guard of fewer layers starts from a whole one's: its label rows are probed anew where it is cut, and the
 rest of the way is a short one.
@@ -12,19 +12,22 @@ from pathlib import Path
 import torch
 
 from aegis_edge.errors import AegisError
-from aegis_edge.train.average import checkpoint_of
+from aegis_edge.train.average import weights_of
 from aegis_edge.train.model import LeanLlama
 
 
-def begin_with(model: LeanLlama, folder: Path) -> None:
-    """Put the LoRA of the run in `folder` into the model: as many of its first layers as the model has.
+def begin_with(model: LeanLlama, folder: Path) -> bool:
+    """Put the weights of the run or adapter in `folder` into the model: the LoRA of as many of its first
+    layers as the model has, and where it has all of them the label rows too. Returns whether it got those.
 
-    Raises AegisError for a run without a checkpoint, with fewer layers, or of another base or rank.
+    Raises AegisError for a folder of neither, with fewer layers, or of another base or rank.
     """
-    theirs = checkpoint_of(folder)["model"]
+    theirs, _ = weights_of(folder)
+    own = model.state_dict()
+    whole = all(theirs[name].shape == mine.shape for name, mine in own.items())
     with torch.no_grad():
-        for name, mine in model.state_dict().items():
-            if not name.startswith("lora_"):
+        for name, mine in own.items():
+            if not whole and not name.startswith("lora_"):
                 continue
             if theirs[name].shape[1:] != mine.shape[1:] or len(theirs[name]) < len(mine):
                 raise AegisError(
@@ -33,6 +36,7 @@ def begin_with(model: LeanLlama, folder: Path) -> None:
                     hint="name a run of the same base, with as many layers or more",
                 )
             mine.copy_(theirs[name][: len(mine)])
+    return whole
 
 
 def check_layers(model: LeanLlama, kept: Mapping[str, torch.Tensor]) -> None:

@@ -13,6 +13,7 @@ from aegis_edge.data.generate import CONTRASTS, PEOPLE, TEMPLATES, generate
 from aegis_edge.data.mapping import Categories, map_categories
 from aegis_edge.data.records import DataError, Record
 from aegis_edge.data.topics import TOPICS, topical
+from aegis_edge.train.framed import framed
 from aegis_edge.train.longer import longer
 from aegis_edge.train.policies import NAMES
 from aegis_edge.train.sampling import bucket_of, split
@@ -71,7 +72,7 @@ def load_data(
     written: Sequence[Record] = (),
 ) -> tuple[list[Record], list[Record]]:
     """(train, validation) records: the files' rows, own prompts and contrasts, topics, texts `written` by the
-    base, longer texts, and refusals.
+    base, texts in frames, longer texts, and refusals.
 
     Own prompts stay clear of the prompts in the folders' evaluation files, and so do dialogues of the topics
     there. Raises DataError.
@@ -93,6 +94,7 @@ def load_data(
     train, validation = split(records, HELD_OUT, VALIDATION_SHARE, seed)
     for number, part in enumerate((train, validation)):
         usable = [r for r in part if bucket_of(r)]
+        part += framed(usable, seed + number, held)
         part += longer(usable, len(part) // 20, seed + number)
         part += refused(usable, len(part) // 40, seed + number)
     return train, validation

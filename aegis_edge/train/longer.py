@@ -9,9 +9,10 @@ transcripts  a prompt and its answer as one text, as in a log that is pasted who
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from aegis_edge.data.mapping import Categories
 from aegis_edge.data.records import Record
@@ -19,6 +20,15 @@ from aegis_edge.data.records import Record
 PART = 400  # characters; what is longer is long already
 SEPARATORS = (" ", "\n", "\n\n", "\n- ")
 SPEAKERS = (("", ""), ("User: ", "Assistant: "), ("Human: ", "AI: "), ("Q: ", "A: "), ("Me: ", "Bot: "))
+
+
+def _weights(records: Sequence[Record]) -> list[float]:
+    """Running sums by which to draw: a hazard's texts together weigh the root of their number, so that the
+    rare hazards are not all but missing from long texts.
+    """
+    counts = Counter(code for r in records for code in r.categories.certain)
+    rarest = (min((counts[code] for code in r.categories.certain), default=len(records)) for r in records)
+    return list(accumulate(count**-0.5 for count in rarest))
 
 
 def _whole(parts: Sequence[Record], text: str, unsafe: bool, source: str) -> Record:
@@ -43,10 +53,10 @@ def joined(records: Sequence[Record], count: int, rng: random.Random) -> list[Re
     unsafe = [r for r in records if r.unsafe and len(r.prompt) < PART]
     if not safe or not unsafe:
         return []
-    out = []
+    out, weights = [], _weights(unsafe)
     for number in range(count):
         parts = rng.sample(safe, min(len(safe), rng.randint(2, 5)))
-        culprit = rng.choice(unsafe) if number % 2 else None
+        culprit = rng.choices(unsafe, cum_weights=weights)[0] if number % 2 else None
         texts = [p.prompt for p in parts] + [
             p.response for p in parts[:1] if p.response and rng.random() < 0.5
         ]
@@ -68,15 +78,16 @@ def buried(records: Sequence[Record], count: int, rng: random.Random) -> list[Re
     }
     if not prose or not all(guests.values()):
         return []
-    out = []
+    out, weights = [], {label: _weights(pool) for label, pool in guests.items()}
     for number in range(count):
-        host, guest = rng.choice(prose), rng.choice(guests[bool(number % 2)])
+        label = bool(number % 2)
+        host, guest = rng.choice(prose), rng.choices(guests[label], cum_weights=weights[label])[0]
         sentences = host.prompt.split(". ")
         place = rng.randint(0, len(sentences) - 1)
         before = "".join(f"{sentence}. " for sentence in sentences[:place])
         between = rng.choice((" ", "\n\n"))
         text = f"{before.rstrip()}{between}{guest.prompt}{between}{'. '.join(sentences[place:])}".strip()
-        out.append(_whole([guest], text, bool(number % 2), "buried"))
+        out.append(_whole([guest], text, label, "buried"))
     return out
 
 

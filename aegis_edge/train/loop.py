@@ -357,9 +357,8 @@ def run(settings: Settings) -> Path:
             state.save()  # where a new schedule begins is known from here on, whatever happens
         else:
             (settings.out / "log.jsonl").unlink(missing_ok=True)
-            if settings.begin:
-                begin_with(state.model, settings.begin)
-            state.run_probe(progress)
+            if not (settings.begin and begin_with(state.model, settings.begin)):
+                state.run_probe(progress)
             state.log(validation=state.validate(state.validation_set))
             state.save()
         if settings.snapshot:

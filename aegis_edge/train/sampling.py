@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from aegis_edge.data.canttalk import DISTRACTORS
 from aegis_edge.data.canttalk import SOURCE as TURNS
@@ -13,6 +14,7 @@ from aegis_edge.data.records import DataError, Record, Topic
 from aegis_edge.data.topics import SOURCE
 from aegis_edge.train.packing import Example
 from aegis_edge.train.policies import ABOUT_TOPICS, TOPICAL, Policy, default_policy, draw_policy, under
+from aegis_edge.train.typed import typed
 
 # Shares of examples (they need not sum to one; a source's share is split over its rows' label kinds as
 # given). Requests weigh more than comments; templated sets (sap200, gptfuzz, mlc) and noisy ones (davidson,
@@ -22,17 +24,19 @@ SHARES: dict[str, dict[str, float]] = {
         "aegis2_train_xref": 9.0, "aegis2_dv_sft": 1.5, "aart": 2.5, "catqa_en": 1.6, "harmfulqa": 1.5,
         "adversarialqa": 1.2, "salad_mcq_queries": 3.0, "sap200": 1.5, "figstep_safebench": 0.9,
         "forbidden_questions": 0.6, "med_safety_train": 1.2, "advbench": 0.1, "trustllm_misuse": 1.8,
-        "surge_toxicity": 1.2, "edos": 2.2, "davidson": 2.5, "hatemoji_train": 2.2,
+        "surge_toxicity": 1.2, "edos": 2.2, "davidson": 2.5, "hatemoji_train": 1.0,
         "toxigen_demonstrations": 0.5, "jbb_artifacts": 2.0, "mlc": 5.0, "joined": 3.0,
         "buried": 2.5, "threads": 4.0, "transcripts": 2.5, "contrasts": 1.5, "refused": 1.5,
+        "framed": 4.0, "quoted": 2.0,
     },
     "safe": {
-        "davidson": 1.0, "hatemoji_train": 2.4, "edos": 2.6, "toxigen_demonstrations": 0.6,
+        "davidson": 1.0, "hatemoji_train": 1.0, "edos": 2.6, "toxigen_demonstrations": 0.6,
         "surge_toxicity": 1.2, "mlc": 4.0, "benign_caia_sensitive": 5.0, "benign_coconot_pref": 3.0,
         "benign_cyberseceval_frr": 2.0, "benign_gpteacher_roleplay": 3.0, "benign_self_instruct": 1.2,
-        "benign_gsm8k_train": 1.0, "generated": 7.0, "alarming": 8.0, "joined": 3.0, "threads": 4.0,
+        "benign_gsm8k_train": 1.0, "generated": 5.0, "alarming": 7.0, "joined": 3.0, "threads": 4.0,
         "transcripts": 2.5, "topics": 2.0, "canttalk": 1.0, "canttalk_distractors": 0.5,
-        "written": 7.0, "refused": 0.7, "buried": 2.5, "people": 5.0,
+        "written": 7.0, "refused": 0.7, "buried": 2.5, "people": 4.0,
+        "framed": 4.0, "quoted": 2.0,
     },
     "response_unsafe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
     "response_safe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
@@ -199,7 +203,7 @@ class Sampler:
             record = self._next(key)
             example = to_example(record, policy, rng)
             if example is not None:
-                out.append(example)
+                out.append(replace(example, prompt=typed(example.prompt, rng)) if vary else example)
         return policy, out
 
 

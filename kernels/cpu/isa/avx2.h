@@ -80,10 +80,12 @@ struct Avx2 {
   }
 
   static F from_bf16(const uint16_t* p) { return {widen(p), widen(p + 8)}; }
-  static void store_bf16(uint16_t* p, F x) {
-    const __m256i r = _mm256_packus_epi32(narrow(x.a), narrow(x.b));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(r, 0xd8));
+  static __m256i store_bf16(uint16_t* p, F x) {
+    const __m256i r = _mm256_permute4x64_epi64(_mm256_packus_epi32(narrow(x.a), narrow(x.b)), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), r);
+    return r;
   }
+  static I store2_bf16(uint16_t* p, F x, F y) { return {store_bf16(p, x), store_bf16(p + 16, y)}; }
   static void store_int8(uint8_t* p, F x) {
     const __m256i w = _mm256_packs_epi32(clamp(x.a), clamp(x.b));
     const __m256i o = _mm256_permute4x64_epi64(w, 0xd8);

@@ -11,6 +11,11 @@ struct Avx512Bf16 : Avx512Vnni {
   static void store_bf16(uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a.v));
   }
+  static I store2_bf16(uint16_t* p, F a, F b) {
+    const auto both = (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v);
+    _mm512_storeu_si512(p, both);
+    return {both};
+  }
   using A2 = I;
   static A2 broadcast2(const uint16_t* p) {
     int32_t x;

@@ -89,6 +89,11 @@ struct Neon {
     vst1q_u16(p, vcombine_u16(narrow(x.a), narrow(x.b)));
     vst1q_u16(p + 8, vcombine_u16(narrow(x.c), narrow(x.d)));
   }
+  static auto store2_bf16(uint16_t* p, F x, F y) {
+    store_bf16(p, x);
+    store_bf16(p + 16, y);
+    return load2(p);  // loads find what was just stored: of the same 16 bytes
+  }
   static void store_int8(uint8_t* p, F x) {
     const int16x8_t lo = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(x.a)), vqmovn_s32(vcvtnq_s32_f32(x.b)));
     const int16x8_t hi = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(x.c)), vqmovn_s32(vcvtnq_s32_f32(x.d)));

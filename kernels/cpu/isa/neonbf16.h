@@ -14,6 +14,11 @@ struct NeonBf16 : Neon {
     vst1q_u16(p, vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(x.a), x.b)));
     vst1q_u16(p + 8, vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(x.c), x.d)));
   }
+  static auto store2_bf16(uint16_t* p, F x, F y) {
+    store_bf16(p, x);
+    store_bf16(p + 16, y);
+    return load2(p);
+  }
   struct A2 {
     bfloat16x8_t v;
   };

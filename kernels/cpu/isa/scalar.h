@@ -134,6 +134,11 @@ struct Scalar {
     for (int i = 0; i < 16; ++i) p[i] = bf16(a.v[i]);
   }
   // Rounds to nearest even, saturates to [-127, 127], adds the activation offset, stores 16 bytes.
+  static auto store2_bf16(uint16_t* p, F a, F b) {
+    store_bf16(p, a);
+    store_bf16(p + 16, b);
+    return load2(p);
+  }
   static void store_int8(uint8_t* p, F a) {
     for (int i = 0; i < 16; ++i) {
       float x = std::nearbyintf(a.v[i]);

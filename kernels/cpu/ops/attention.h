@@ -108,13 +108,22 @@ struct AttentionOp {
     size_t stride;
     int blocks;
     Fetch* fetch;
+    // In tiles of even width: nine blocks are 3 + 3 + 3, not 4 + 4 + 1, as a narrow tile waits for its sums.
     template <int R>
     void run() const {
-      int b = 0;
-      const size_t block = static_cast<size_t>(d) * 16;
-      for (; b + kVectors <= blocks; b += kVectors)
-        scores_tile<R, kVectors>(q, d, k + static_cast<size_t>(b) * block, out + 16 * b, stride, fetch);
-      for (; b < blocks; ++b) scores_tile<R, 1>(q, d, k + static_cast<size_t>(b) * block, out + 16 * b, stride, fetch);
+      const int tiles = (blocks + kVectors - 1) / kVectors;
+      for (int i = 0, b = 0; i < tiles; ++i) {
+        const int width = blocks * (i + 1) / tiles - b;
+        of_width<R, kVectors>(width, b);
+        b += width;
+      }
+    }
+    template <int R, int C>
+    void of_width(int width, int b) const {
+      if constexpr (C > 1) {
+        if (width < C) return of_width<R, C - 1>(width, b);
+      }
+      scores_tile<R, C>(q, d, k + static_cast<size_t>(b) * static_cast<size_t>(d) * 16, out + 16 * b, stride, fetch);
     }
   };
 
@@ -133,24 +142,30 @@ struct AttentionOp {
     }
   };
 
-  // Softmax numerators of one row, as bf16.
-  static void numerators(const float* s, int n, uint16_t* p) {
-    F largest = V::load(s);
-    for (int i = 16; i < n; i += 16) largest = V::max(largest, V::load(s + i));
+  // Softmax numerators of one row, as bf16. Returns their sum as rounded, lane by lane, so that they add up to one: dot
+  // products with ones, of pairs at once and without a conversion.
+  static F numerators(const float* s, int n, uint16_t* p) {
+    F largest = V::load(s), other = largest;
+    int i = 16;
+    for (; i + 32 <= n; i += 32) {
+      largest = V::max(largest, V::load(s + i));
+      other = V::max(other, V::load(s + i + 16));
+    }
+    if (i < n) largest = V::max(largest, V::load(s + i));
     constexpr float kLog2E = 1.44269504f;
-    const F factor = V::set1(kLog2E), shift = V::set1(-kLog2E * V::max_lane(largest));
-    for (int i = 0; i < n; i += 16) V::store_bf16(p + i, Math<V>::exp2_bf16(V::fma(V::load(s + i), factor, shift)));
-  }
-
-  // Of the rounded weights, so that they add up to one. A dot product with ones: pairs at once, no conversion.
-  static float sum(const uint16_t* p, int n) {
+    const F factor = V::set1(kLog2E), shift = V::set1(-kLog2E * V::max_lane(V::max(largest, other)));
+    const auto weight = [&](int at) { return Math<V>::exp2_bf16(V::fma(V::load(s + at), factor, shift)); };
     static constexpr uint16_t kOnes[2] = {0x3f80, 0x3f80};
     const uint16_t* hidden = kOnes;
     asm("" : "+r"(hidden));  // GCC 12 for ARM makes of a bf16 one that it can see the immediate of an fp16 one
     const auto ones = V::broadcast2(hidden);
-    F sum = n % 32 == 0 ? V::zero() : V::from_bf16(p + n - 16);
-    for (int i = 0; i + 32 <= n; i += 32) V::dot2(sum, ones, V::load2(p + i));
-    return V::sum(sum);
+    F sum = V::zero();
+    if (n % 32 != 0) {
+      V::store_bf16(p + n - 16, weight(n - 16));
+      sum = V::from_bf16(p + n - 16);
+    }
+    for (i = 0; i + 32 <= n; i += 32) V::dot2(sum, ones, V::store2_bf16(p + i, weight(i), weight(i + 16)));
+    return sum;
   }
 
   // What the options leave of a row of scores of what query `last` sees: capped, and none of the keys before `low`, a
@@ -187,8 +202,8 @@ struct AttentionOp {
         of_rows<kRows>(height, call);
         s += n;
       }
+      F sum[kRows];
       float inverse[kRows];
-      int own_width[kRows];
       for (int j = 0; j < height; ++j) {
         s = t.scores + static_cast<size_t>(j) * stride;
         const int query = (r + j) / t.group;
@@ -202,13 +217,11 @@ struct AttentionOp {
           if (seen < n) V::store(s + own + n - 16, V::first(V::load(s + own + n - 16), seen % 16, hidden));
           own += n;
         }
-        own_width[j] = own;
         uint16_t* p = t.probs + static_cast<size_t>(j) * stride;
-        numerators(s, own, p);
+        sum[j] = numerators(s, own, p);
         for (int i = own; i < width; i += 16) V::store_bf16(p + i, V::zero());
       }
-      // Once all are stored: a sum right behind its row's stores would wait for each pair of them to leave the core.
-      for (int j = 0; j < height; ++j) inverse[j] = 1.0f / sum(t.probs + static_cast<size_t>(j) * stride, own_width[j]);
+      for (int j = 0; j < height; ++j) inverse[j] = 1.0f / V::sum(sum[j]);
       const ValuesCall call{t, t.probs, stride, inverse, r, last};
       of_rows<kRows>(height, call);
       r += height;
