@@ -115,7 +115,7 @@ def test_an_unknown_instruction_set_fails_loudly() -> None:
 
 def test_a_missing_instruction_set_fails_loudly() -> None:
     """Whatever is not available here is refused, be it that the CPU lacks it or that the build does."""
-    known = {"avx512bf16", "avx512vnni", "avx2", "neoni8mmbf16", "neonbf16", "neon"}
+    known = {"avx512bf16", "avx512vnni", "avxvnni", "avx2", "neoni8mmbf16", "neonbf16", "neon"}
     missing = known - set(_native.available_isas())
     assert missing
     for isa in missing:

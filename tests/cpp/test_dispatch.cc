@@ -20,7 +20,7 @@ TEST(unknown_instruction_set) {
   } catch (const std::invalid_argument& error) {
     message = error.what();
   }
-  for (const char* name : {"avx512bf16", "avx512vnni", "avx2", "neoni8mmbf16", "neonbf16", "neon"}) {
+  for (const char* name : {"avx512bf16", "avx512vnni", "avxvnni", "avx2", "neoni8mmbf16", "neonbf16", "neon"}) {
     if (message.find(name) == std::string::npos || std::count(isas.begin(), isas.end(), name) != 0) continue;
     setenv("AEGIS_EDGE_ISA", name, 1);
     CHECK_THROWS(choose_kernels(), std::invalid_argument, "this CPU lacks that instruction set");

@@ -141,6 +141,7 @@ struct Kernels {
 // One function an instruction set; which of them are compiled in is decided by CMake.
 const Kernels& kernels_scalar();
 const Kernels& kernels_avx2();
+const Kernels& kernels_avxvnni();
 const Kernels& kernels_avx512vnni();
 const Kernels& kernels_avx512bf16();
 const Kernels& kernels_neon();

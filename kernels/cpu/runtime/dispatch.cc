@@ -3,14 +3,21 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
 namespace aegis {
 namespace {
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+bool has_avxvnni() {  // leaf 7, subleaf 1, EAX bit 4; not every compiler's __builtin_cpu_supports knows the name
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 4)) != 0;
+}
+#elif defined(__aarch64__) && defined(__linux__)
 bool has_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 bool has_bf16() { return has_dotprod() && (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0; }
 bool has_i8mm() { return has_bf16() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
@@ -52,6 +59,8 @@ const Entry kEntries[] = {
        return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
      }},
+    {"avxvnni", kernels_avxvnni,
+     [] { return has_avxvnni() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
     {"avx2", kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #elif defined(__aarch64__)
     {"neoni8mmbf16", kernels_neoni8mmbf16, has_i8mm},
