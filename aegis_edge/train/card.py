@@ -34,11 +34,13 @@ steps ({varied:.0%}) are under another policy, and labels follow it: hazards lef
 renamed; everyday topics named ({topics} topics; {held_out} more are never trained on).
 
 Sources: {sources}. Of these, `generated`, `people`, `alarming`, `contrasts` and `topics` are the
-project's own, and `joined`, `buried`, `threads`, `transcripts` and `refused` are put together from the others
-by it: harmless texts that look alarming, by templates and written one by one (some after the kinds that
-published sets of such prompts name, none of their texts), sentences that name groups of people in praise, in
-passing and in defence, a few prompts that a policy does forbid, everyday requests by topic,
-longer texts put together from shorter ones, and prompts with a refusal. `written` are harmless questions,
+project's own, and `joined`, `buried`, `threads`, `transcripts`, `framed`, `quoted` and `refused` are put
+together from the others by it: harmless texts that look alarming, by templates and written one by one (some
+after the kinds that published sets of such prompts name, none of their texts), sentences that name groups of
+people in praise, in passing and in defence, a few prompts that a policy does forbid, everyday requests by
+topic, longer texts put together from shorter ones, the deeds of requests and hateful comments in frames that
+ask about them and in frames that mean them, and prompts with a refusal. Three prompts of ten are typed
+another way: in small letters, without punctuation, with slips. `written` are harmless questions,
 answers and pieces that the base model wrote itself when asked for nothing bad (after Magpie, arXiv
 2406.08464).
 `canttalk` and `canttalk_distractors`, where listed, are users' turns and distractors of CantTalkAboutThis
@@ -46,8 +48,8 @@ dialogues (arXiv 2404.03820). `aegis2_train_xref` and `aegis2_dv_sft`, where lis
 data set but its flagged rows that other public sets carry.
 
 ## Validation
-Held out from the training sources, calibrated on the same texts. The last column is the error of exact
-probabilities on as many texts:
+Held out from the training sources, without what is put together, calibrated on the same texts. The last
+column is the error of exact probabilities on as many texts:
 
 | slot | n | F1 | AUROC | false positive rate | recall | calibration error | by chance |
 |---|---|---|---|---|---|---|---|

@@ -44,7 +44,7 @@ from aegis_edge.train.packing import Batch, Example, make_batch, tokenise
 from aegis_edge.train.policies import Policy, default_policy
 from aegis_edge.train.probe import probe
 from aegis_edge.train.prompt import PromptEncoder
-from aegis_edge.train.sampling import Sampler
+from aegis_edge.train.sampling import PUT_TOGETHER, Sampler
 from aegis_edge.train.settings import Settings
 from aegis_edge.train.workers import Workers
 from aegis_edge.train.written import Writer, keep, kept, write
@@ -118,7 +118,8 @@ class Run:
             settings.data, settings.seed, settings.generated, settings.contrasts, settings.topical, written
         )
         self.sampler = Sampler(self.train, settings.seed, TOPICS, settings.without)
-        checks = Sampler(self.validation, settings.seed, without=settings.without)
+        whole = [record for record in self.validation if record.source not in PUT_TOGETHER]
+        checks = Sampler(whole, settings.seed, without=settings.without)
         _, pool = checks.step(-1, settings.calibration_examples, vary=False)
         self.calibration_set, self.validation_set = pool, pool[: settings.validation_examples]
         lora = [*self.model.lora_a.parameters(), *self.model.lora_b.parameters()]

@@ -47,6 +47,10 @@ DOUBTFUL: frozenset[str] = frozenset(
     {"Legal Opinion", "Financial Advice", "Health Consultation", "Political Lobbying"}
     | {"Tailored Financial Advice", "Political Campaigning"}
 )
+# Put together from other texts: they teach, and nobody asks how sure one should be of them. Among what a
+# guard is calibrated on they would be a third of the harmful texts, nearly all with low margins, and move
+# every probability up.
+PUT_TOGETHER = frozenset({"joined", "buried", "threads", "transcripts", "framed", "quoted"})
 KEEP_HARMLESS_RESPONSE = 0.25  # of harmless pairs; the rest trains the prompt alone, which is much cheaper
 LEAVES_UNSAFE, LEAVES_SAFE = 0.5, 0.1  # of examples with known categories
 # Of the examples about topics, where the policy names published ones: distractors of these topics, and users'
