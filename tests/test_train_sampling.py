@@ -251,8 +251,10 @@ def test_a_frame_decides_about_a_harmful_deed_and_not_about_a_harmless_one() -> 
         meant = [t for t in of_source if bad in t.prompt.lower() and t.unsafe]
         assert len(about) == len(meant) == 40
         assert all(t.categories.certain for t in meant) and not any(t.categories.certain for t in about)
-        assert SHARES["safe"][source] == SHARES["unsafe"][source] > 0
+    # As many texts ask for harmless deeds as for harmful ones, so that asking gives nothing away.
+    assert 0.8 * SHARES["safe"]["framed_harmless"] >= SHARES["unsafe"]["framed"] > 0
     harmless = [t for t in made if "eat plum" in t.prompt.lower()]
+    assert {t.source for t in harmless} == {"framed_harmless"}
     assert len(harmless) == 40 and not any(t.unsafe for t in harmless)
 
 

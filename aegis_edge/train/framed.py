@@ -23,13 +23,14 @@ from aegis_edge.data.records import Record
 _FRAMES: dict[str, dict[str, list[str]]] = tomllib.loads(
     resources.files("aegis_edge.data").joinpath("framed.toml").read_text("utf-8")
 )
-FRAMED, QUOTED = "framed", "quoted"
+FRAMED, HARMLESS, QUOTED = "framed", "framed_harmless", "quoted"
 # A deed of these is delicate however it is asked about: suicide and self harm, the sexual and minors.
 DELICATE = frozenset({"S6", "S7"})
 # Comments whose harm is what they say, and not a swear word, which would stay one in quotation marks.
 COMMENTS = frozenset({"edos", "toxigen_demonstrations", "hatemoji_train"})
 # Their "unsafe" is too often none: asked for outright, it would be learnt as harm.
 NOISY = frozenset({"aart", "harmfulqa"})
+MEANT = 0.8  # of harmless parts
 HARMLESS_COMMENTS = 0.5  # of them: there are about twice as many as of the others
 LONGEST = 160  # characters of a deed or comment
 
@@ -71,18 +72,20 @@ def _both(
     parts: Sequence[tuple[Record, str]],
     slot: str,
     frames: dict[str, list[str]],
-    source: str,
+    sources: tuple[str, str],
     rng: random.Random,
 ) -> list[Record]:
-    """Each part once in a frame about it and once in one that means it; harmless parts once, in either."""
+    """Each harmful part once in a frame about it and once in one that means it, under the first source;
+    harmless ones, under the second, mostly in the latter: that a text asks for steps must not give it away.
+    """
     out = []
     for record, part in parts:
-        kinds = ("about", "meant") if record.unsafe else (rng.choice(("about", "meant")),)
+        bad = bool(record.unsafe)
+        kinds = ("about", "meant") if bad else ("meant" if rng.random() < MEANT else "about",)
         for kind in kinds:
             text = rng.choice(frames[kind]).replace(slot, part)
-            out.append(
-                _whole(record, text[0].upper() + text[1:], bool(record.unsafe) and kind == "meant", source)
-            )
+            source = sources[0] if bad else sources[1]
+            out.append(_whole(record, text[0].upper() + text[1:], bad and kind == "meant", source))
     return out
 
 
@@ -107,6 +110,6 @@ def framed(records: Sequence[Record], seed: int, held_out: Iterable[str] = ()) -
         if len(record.prompt) <= LONGEST and not set('"\n') & set(record.prompt)
         if record.unsafe or rng.random() < HARMLESS_COMMENTS
     ]
-    made = _both(deeds, "{deed}", _FRAMES["deeds"], FRAMED, rng)
-    made += _both(comments, "{text}", _FRAMES["comments"], QUOTED, rng)
+    made = _both(deeds, "{deed}", _FRAMES["deeds"], (FRAMED, HARMLESS), rng)
+    made += _both(comments, "{text}", _FRAMES["comments"], (QUOTED, QUOTED), rng)
     return [record for record in made if not five_grams(record.prompt) & banned]

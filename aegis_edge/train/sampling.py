@@ -27,7 +27,7 @@ SHARES: dict[str, dict[str, float]] = {
         "surge_toxicity": 1.2, "edos": 2.2, "davidson": 2.5, "hatemoji_train": 1.0,
         "toxigen_demonstrations": 0.5, "jbb_artifacts": 2.0, "mlc": 5.0, "joined": 3.0,
         "buried": 2.5, "threads": 4.0, "transcripts": 2.5, "contrasts": 1.5, "refused": 1.5,
-        "framed": 4.0, "quoted": 2.0,
+        "framed": 3.0, "quoted": 2.0,
     },
     "safe": {
         "davidson": 1.0, "hatemoji_train": 1.0, "edos": 2.6, "toxigen_demonstrations": 0.6,
@@ -36,7 +36,7 @@ SHARES: dict[str, dict[str, float]] = {
         "benign_gsm8k_train": 1.0, "generated": 5.0, "alarming": 7.0, "joined": 3.0, "threads": 4.0,
         "transcripts": 2.5, "topics": 2.0, "canttalk": 1.0, "canttalk_distractors": 0.5,
         "written": 7.0, "refused": 0.7, "buried": 2.5, "people": 4.0,
-        "framed": 4.0, "quoted": 2.0,
+        "framed": 2.5, "framed_harmless": 4.0, "quoted": 2.0,
     },
     "response_unsafe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
     "response_safe": {"diasafety_train": 6.5, "gptfuzz_train": 1.0, "safetext": 0.8},
@@ -50,7 +50,9 @@ DOUBTFUL: frozenset[str] = frozenset(
 # Put together from other texts: they teach, and nobody asks how sure one should be of them. Among what a
 # guard is calibrated on they would be a third of the harmful texts, nearly all with low margins, and move
 # every probability up.
-PUT_TOGETHER = frozenset({"joined", "buried", "threads", "transcripts", "framed", "quoted"})
+PUT_TOGETHER = frozenset(
+    {"joined", "buried", "threads", "transcripts", "framed", "framed_harmless", "quoted"}
+)
 KEEP_HARMLESS_RESPONSE = 0.25  # of harmless pairs; the rest trains the prompt alone, which is much cheaper
 LEAVES_UNSAFE, LEAVES_SAFE = 0.5, 0.1  # of examples with known categories
 # Of the examples about topics, where the policy names published ones: distractors of these topics, and users'
