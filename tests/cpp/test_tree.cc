@@ -394,3 +394,25 @@ TEST(nan_in_used_memory_does_not_come_back) {
     });
   }
 }
+
+// Two threads with rows of their own: the first one's last value may stand in a pair with one that the second has not
+// stored yet, and what memory held there must not be read, not even times 0.
+TEST(nan_beside_the_last_own_row_is_not_read) {
+  TinyModel tiny(Scheme::kInt8);
+  const Config& c = tiny.config();
+  const int32_t poisoned = c.vocab - 1;
+  for (int i = 0; i < c.hidden; ++i) tiny.embedding()[sz(poisoned * c.hidden + i)] = 0x7fc0;
+  Random random(59);
+  const auto alone = tiny.build(1), both = tiny.build(2);
+  for (int round = 0; round < 40; ++round) {
+    const int n = 65 + round % 8;
+    about("%d tokens", n);
+    const auto ids = random_ids(random, n, poisoned);
+    Tree clean(nullptr, nullptr, 0), used(nullptr, nullptr, 0);
+    extend(*both, used, {{std::vector<int32_t>(sz(n), poisoned), 0, {n - 1}}});
+    both->truncate(used, 1);
+    const auto wanted = extend(*alone, clean, {{ids, 0, {n - 1}}});
+    const auto found = extend(*both, used, {{ids, 0, {n - 1}}});
+    for (size_t i = 0; i < wanted.size(); ++i) CHECK(same_bits(found[i], wanted[i]));
+  }
+}

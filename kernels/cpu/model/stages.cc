@@ -281,6 +281,9 @@ void Forward::attend(int member, int index, const Rows& rows, uint32_t arrived) 
   const size_t first = slots ? w_.blocks.size() * sz(c_.kv_heads) : 0;  // in `taken`
   int begin = 0, end = 0;  // own rows, where this member has them to itself
   if (!slots && alone(rows.count)) split(rows.count, member, begin, end);
+  // Values stand in pairs, and a weight of 0 is multiplied as well: the last row's pair must be there, or be padding.
+  const bool cut = end > begin && end < rows.count && w_.segment_of[sz(end)] == w_.segment_of[sz(end - 1)];
+  const int own_end = end - cut;
   Fetch next[2];
   if (!alone(rows.count)) next_weights(member, index, next);
   Fetch* fetch = next;
@@ -289,7 +292,7 @@ void Forward::attend(int member, int index, const Rows& rows, uint32_t arrived) 
     for (int i = 0; i < tasks; ++i) {
       const int task = from_end ? tasks - 1 - i : i;
       const QueryBlock& block = (*rows.blocks)[sz(task % blocks)];
-      const bool mine = block.from >= begin && block.row + block.count <= end;
+      const bool mine = block.from >= begin && block.row + block.count <= own_end;
       if (own && !mine) continue;
       if (!take(index, first + sz(task))) continue;
       if (next[0].p >= next[0].end) fetch = next + 1;
