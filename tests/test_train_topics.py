@@ -18,6 +18,7 @@ from aegis_edge.policy import Policy as UserPolicy
 
 pytest.importorskip("torch", reason="training needs the extra `train`")
 
+from aegis_edge.train import sampling
 from aegis_edge.train.datasets import data_files, load_data
 from aegis_edge.train.policies import MIX, PUBLISHED, Line, Policy, draw_policy, under
 from aegis_edge.train.sampling import DISTRACTED, ON_TOPIC, Sampler
@@ -78,7 +79,10 @@ def test_policies_name_topics_of_one_kind_in_the_stated_share() -> None:
     assert any(policy.published for policy in (draw_policy(rng, (), published=published) for _ in range(40)))
 
 
-def test_distractors_are_drawn_deliberately_and_asked_about_their_own_topic() -> None:
+def test_distractors_are_drawn_deliberately_and_asked_about_their_own_topic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "typed", lambda text, rng: text)  # texts are looked up by their letters
     sampler = Sampler([*RECORDS, *topical(TOPICS, 5), HARMFUL], seed=1, topics=TOPICS)
     steps = [sampler.step(number, 32) for number in range(300)]
     published = [(policy, example) for policy, examples in steps if policy.published for example in examples]

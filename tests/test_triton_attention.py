@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from triton_kernels import close, poisoned
+from triton_kernels import close, poisoned, rows_alike
 
 from aegis_edge.triton import tree_attention as module
 from aegis_edge.triton.tree_attention import queries_a_tile, tree_attention
@@ -165,7 +165,8 @@ def test_neighbours_do_not_change_a_bit():
         tables = (torch.from_numpy(made.tiles), torch.from_numpy(made.levels), 2)
         return tree_attention(q[mine], cache, cache, *tables, 20, 2, 2, out)
 
-    assert torch.equal(attend([1, 2, 3])[33:], attend([3]))
+    with rows_alike():
+        assert torch.equal(attend([1, 2, 3])[33:], attend([3]))
 
 
 @pytest.mark.parametrize("broken", ["levels", "keys", "queries"])

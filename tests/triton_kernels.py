@@ -57,22 +57,39 @@ _WIDE = (
 )
 
 
+_dot = interpreter_builder.create_dot
+
+
+def _exact(self, a, b, d, *options):
+    """int8 products through float64, which has every int32 sum exactly, where NumPy's own for integers are a
+    hundred times slower."""
+    if a.data.dtype != np.int8 or b.data.dtype != np.int8:
+        return _dot(a, b, d, *options)
+    product = a.data.astype(np.float64) @ b.data.astype(np.float64)
+    return TensorHandle(product.astype(np.int32) + d.data, d.dtype.scalar)
+
+
+def _in_order(self, a, b, d, *options):
+    """Each element's products added one after the other, as a GPU's does in every row of a tile alike. BLAS
+    promises no such thing: OpenBLAS rounds a block's last rows differently, on CPUs with AVX2 alone."""
+    product = (a.data[:, :, None] * b.data[None]).sum(1)  # NumPy adds along an outer axis in order
+    return TensorHandle(product + d.data, d.dtype.scalar)
+
+
+@contextmanager
+def rows_alike() -> Iterator[None]:
+    """A row's bits do not depend on where in its tile it stands: for tests that compare bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(interpreter_builder), "create_dot", _in_order)
+        yield
+
+
 @contextmanager
 def wide_blocks() -> Iterator[None]:
-    """The same kernels in larger blocks, far fewer programs; and their int8 products through float64, which
-    has every int32 sum exactly, where NumPy's own for integers are a hundred times slower. For whole guards:
-    tests of a kernel are about the blocks that it is compiled with."""
-    builder = type(interpreter_builder)
-    dot = builder.create_dot
-
-    def exact(self, a, b, d, *options):
-        if a.data.dtype != np.int8 or b.data.dtype != np.int8:
-            return dot(self, a, b, d, *options)
-        product = a.data.astype(np.float64) @ b.data.astype(np.float64)
-        return TensorHandle(product.astype(np.int32) + d.data, d.dtype.scalar)
-
+    """The same kernels in larger blocks, far fewer programs, and their int8 products exact and fast. For
+    whole guards: tests of a kernel are about the blocks that it is compiled with."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in _WIDE:
             patch.setattr(module, name, value)
-        patch.setattr(builder, "create_dot", exact)
+        patch.setattr(type(interpreter_builder), "create_dot", _exact)
         yield
