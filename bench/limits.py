@@ -9,10 +9,33 @@ are too low rather than too high.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
+from aegis_edge import machine
+
+# A turn's measurement, for each of the two peaks: as long as a scorer's turn.
+_SECONDS = 0.1
 # Bytes a weight, group scales of w4a8 included: (16 + 1) bytes for 32 weights.
 _BYTES = {"w8a8": 1.0, "w4a8": 17 / 32, "bf16": 2.0}
+
+
+class Peaks:
+    """The machine's peaks, measured in turns with scorers (timing.interleave)."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.found: list[dict[str, float]] = []
+
+    def turn(self) -> None:
+        self.found.append(machine.peaks(self.threads, _SECONDS))
+
+    def median(self, since: int = 0) -> dict[str, float]:
+        """Of the turns from number `since` on."""
+        return {key: median(turn[key] for turn in self.found[since:]) for key in self.found[since]}
+
+    def best(self) -> dict[str, float]:
+        return {key: max(turn[key] for turn in self.found) for key in self.found[0]}
 
 
 def operations(model: Mapping[str, Any], tokens: int, slots: int) -> int:

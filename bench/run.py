@@ -87,18 +87,14 @@ def run(settings: Settings, progress: Progress) -> list[Row]:
         rows = [_cost(contender, source, threads, done) for contender in contenders]
     scorers = {contender.name: contender.load(source, threads) for contender in contenders}
     rows += _fidelity(text, scorers, source, settings, progress)
-    peaks = [machine.peaks(threads)]
-    rows += _timing(text, scorers, settings, progress, peaks, threads)
+    peaks = limits.Peaks(threads)
+    rows += _timing(text, scorers, settings, progress, peaks)
     rows += length.rows([row for row in rows if row["kind"] == "time"])
     rows += _stages(text, scorers, settings, progress)
     rows += _bindings(text, scorers, settings, progress)
-    peaks.append(machine.peaks(threads))
-    # The best of all measurements: another process may have slowed down one of them.
-    best = {key: max(peak[key] for peak in peaks) for key in peaks[0]}
-    for row in rows:
-        _add_limit(row, text, best)
+    best = peaks.best()
     abouts = {contender.name: contender.about for contender in contenders}
-    return [row | {"about": abouts[row["scorer"]]} | best | common for row in rows]
+    return [best | row | {"about": abouts[row["scorer"]]} | common for row in rows]
 
 
 def _installed(contenders: Sequence[Contender], progress: Progress) -> list[Contender]:
@@ -154,20 +150,24 @@ def _timing(
     scorers: dict[str, Scorer],
     settings: Settings,
     progress: Progress,
-    peaks: list[dict[str, float]],
-    threads: int,
+    peaks: limits.Peaks,
 ) -> list[Row]:
+    """Scorers take turns, and so does the machine's peak: its clock changes from minute to minute, and under
+    load."""
     todo = scenarios(text.encoder, text.plan, settings.lengths, settings.batch)
     rows: list[Row] = []
-    with progress.steps("timing", len(todo) * settings.rounds * len(scorers)) as done:
+    with progress.steps("timing", len(todo) * settings.rounds * (1 + len(scorers))) as done:
         for scenario in todo:
             series = [
                 Series(name, _call(text, scorer, scenario), settings.budget)
                 for name, scorer in scorers.items()
             ]
-            interleave(series, settings.rounds, done)
-            rows += [_timing_row(scenario, one) for one in series]
-            peaks.append(machine.peaks(threads))
+            before = len(peaks.found)
+            interleave([peaks, *series], settings.rounds, done)
+            of_now = peaks.median(before)
+            rows += [_timing_row(scenario, one) | of_now for one in series]
+            for row in rows[-len(series) :]:
+                _add_limit(row, text, of_now)
     return rows
 
 
@@ -199,8 +199,6 @@ def _timing_row(scenario: Scenario, series: Series) -> Row:
 
 
 def _add_limit(row: Row, text: Text, peaks: dict[str, float]) -> None:
-    if row["kind"] != "time":
-        return
     model, checks = text.model, row["checks"]
     # A prompt and the closing marker at which it is read.
     work = limits.operations(model, row["tokens"] + checks, checks)

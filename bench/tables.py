@@ -171,7 +171,7 @@ def _details(rows: Sequence[Row]) -> Table:
     return Table(
         "Every measurement",
         "Milliseconds a call. Peak: share of the int8 peak that the call's necessary multiplies come to, "
-        "attention not counted.",
+        "attention not counted; the median of peaks measured in turns with the scorers.",
         ("scorer", "scenario", "p50", "p90", "p99", "samples", "checks a second", "peak"),
         tuple(
             (

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 # A turn takes this long, or one call where that is longer: enough calls of the fast for their tail to show.
 TURN_SECONDS = 0.1
@@ -47,7 +48,12 @@ class Series:
         self.spent += time.perf_counter() - start
 
 
-def interleave(series: Sequence[Series], rounds: int, done: Callable[[], None] = lambda: None) -> None:
+class Turns(Protocol):
+    def turn(self) -> None:
+        """Does and measures what is to be measured, once or some times."""
+
+
+def interleave(series: Sequence[Turns], rounds: int, done: Callable[[], None] = lambda: None) -> None:
     """`rounds` turns each; who begins changes from round to round. `done` is called after every turn."""
     for number in range(rounds):
         shift = number % max(1, len(series))

@@ -188,6 +188,21 @@ def test_operations_of_a_model_counted_by_hand() -> None:
     assert limits.seconds(1000, 50, peaks) == 10 and limits.seconds(100, 50, peaks) == 5
 
 
+def test_peaks_are_of_the_turns_that_a_scenario_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([9.0, 1.0, 2.0, 4.0])
+
+    def measured(threads: int, seconds: float) -> dict[str, float]:
+        rate = next(rates)
+        return {"int8_peak": rate, "read_bandwidth": 10 * rate}
+
+    monkeypatch.setattr(limits.machine, "peaks", measured)
+    peaks = limits.Peaks(2)
+    interleave([peaks], 1)  # another scenario's
+    interleave([Series("a", lambda: None), peaks], 3)
+    assert peaks.median(1) == {"int8_peak": 2.0, "read_bandwidth": 20.0}
+    assert peaks.best() == {"int8_peak": 9.0, "read_bandwidth": 90.0}
+
+
 def test_scorers_by_name() -> None:
     names = [contender.name for contender in find(["cpu", "reference"])]
     variants = [f"reference-{dtype}{cached}" for dtype in ("fp32", "bf16") for cached in ("", "-cached")]
@@ -252,6 +267,9 @@ def test_a_run_has_a_row_for_everything(rows: list[dict[str, Any]]) -> None:
         if row["kind"] == "time":
             assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] and row["samples"] >= 1
             assert row["limit_ms"] > 0 and 0 < row["share_of_peak"] < 1
+            assert (
+                row["int8_peak"] <= rows[0]["int8_peak"]
+            )  # of its own turns; the best of all stands elsewhere
         if row["kind"] == "cost":
             assert row["load_seconds"] > 0 and row["peak_bytes"] > 10_000_000
         if row["kind"] == "fidelity":
