@@ -151,6 +151,9 @@ def test_killed_and_resumed_equals_uninterrupted(inputs: tuple[Path, Path], tmp_
         "category",
         "custom_category",
     }
+    flagged, asked = about["provenance"]["everyday"]
+    told = f"Of 80 everyday questions, written for this and never trained on, {flagged} are flagged"
+    assert asked == 80 and told in " ".join((broken / "adapter" / "README.md").read_text().split())
     assert (broken / "training.png").stat().st_size > 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ pytest.importorskip("transformers", reason=NEEDS)
 from aegis_edge.data.mapping import Categories  # noqa: E402
 from aegis_edge.data.records import Record  # noqa: E402
 from aegis_edge.errors import AegisError  # noqa: E402
+from aegis_edge.train.kept import Journal, Pair, Tell, kept  # noqa: E402
 from aegis_edge.train.sampling import SHARES, bucket_of  # noqa: E402
 from aegis_edge.train.workers import Workers  # noqa: E402
 from aegis_edge.train.written import (  # noqa: E402
@@ -22,8 +23,7 @@ from aegis_edge.train.written import (  # noqa: E402
     PIECE_TOKENS,
     REFUSALS,
     Writer,
-    keep,
-    kept,
+    harmless,
     refused,
     write,
 )
@@ -47,7 +47,8 @@ class Echo(Writer):
 
 def test_half_are_questions_every_second_answered_and_half_are_pieces() -> None:
     echo, told = Echo(), []
-    records = write(echo, 400, 7, Workers(2), told.append)
+    pairs = write(echo, 400, 7, Workers(2), told.append)
+    records = harmless(pairs)
     assert len(records) == 400 and sum(told) == 500  # 100 answers
     assert sum(r.response is not None for r in records) == 100
     assert sum(r.prompt.startswith("answer to Write ") for r in records) == 200
@@ -55,13 +56,33 @@ def test_half_are_questions_every_second_answered_and_half_are_pieces() -> None:
     assert len({seed for _, seed in echo.calls}) == len(echo.calls)  # no two chunks draw alike
     assert all(r.unsafe is False and r.response_unsafe is not True for r in records)
     assert all((r.response is None) is (r.response_unsafe is None) for r in records)
-    assert write(Echo(), 400, 7, Workers(1)) == records != write(Echo(), 400, 8, Workers(1))
+    assert write(Echo(), 400, 7, Workers(1)) == pairs != write(Echo(), 400, 8, Workers(1))
 
 
-def test_what_was_kept_is_read_back(tmp_path: Path) -> None:
-    records = write(Echo(), 20, 0, Workers(1))
-    keep(tmp_path / "written.jsonl", records)
-    assert kept(tmp_path / "written.jsonl") == records
+def test_what_was_made_once_is_read_back_and_what_was_half_made_goes_on(tmp_path: Path) -> None:
+    place, echoes = tmp_path / "written.jsonl", [Echo() for _ in range(3)]
+
+    def make(echo: Echo, most: int) -> Callable[[Journal, Tell], list[Pair]]:
+        def killed(count: int) -> None:
+            if len(echo.calls) > most:
+                raise KeyboardInterrupt
+
+        def made(journal: Journal, tell: Tell) -> list[Pair]:
+            echo.journal = journal
+            return write(echo, 400, 7, Workers(1), killed)
+
+        return made
+
+    with pytest.raises(KeyboardInterrupt):
+        kept(place, "writing", 500, make(echoes[0], 4))
+    with place.with_suffix(".part").open("a") as torn:
+        torn.write('{"chunk": "ab')
+    found = kept(place, "writing", 500, make(echoes[1], 1000))
+    assert found == write(Echo(), 400, 7, Workers(1))
+    done, left = (set(echo.calls) for echo in echoes[:2])
+    assert len(done) >= 5 and left and not done & left  # none was written twice
+    assert kept(place, "writing", 500, make(echoes[2], 1000)) == found and not echoes[2].calls
+    assert [file.name for file in tmp_path.iterdir()] == [place.name]
 
 
 def test_a_refusal_is_safe_whatever_was_asked() -> None:

@@ -55,6 +55,9 @@ column is the error of exact probabilities on as many texts:
 |---|---|---|---|---|---|---|---|
 {table}
 
+Of {everyday_all} everyday questions, written for this and never trained on, {everyday_flagged} are flagged at
+a threshold of 0.5.
+
 Calibration: {calibration}.
 
 ## Where it is weak
@@ -86,6 +89,8 @@ def card(base: str, facts: dict[str, Any], calibration: dict[str, dict[str, floa
         "sources": ", ".join(f"`{s}`" for s in facts["sources"]),
         "table": "\n".join(rows),
         "calibration": fitted,
+        "everyday_flagged": facts["everyday"][0],
+        "everyday_all": facts["everyday"][1],
         "varied": 1 - MIX["default"],
         "topics": len(TOPICS),
         "held_out": len(HELD_OUT),

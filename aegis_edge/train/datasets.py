@@ -8,6 +8,7 @@ from pathlib import Path
 from aegis_edge.data.alarming import alarming
 from aegis_edge.data.canttalk import DISTRACTORS
 from aegis_edge.data.canttalk import SOURCE as TURNS
+from aegis_edge.data.everyday import everyday
 from aegis_edge.data.files import SPLITS, holds_dialogues, read_dialogues, read_file, split_of
 from aegis_edge.data.generate import CONTRASTS, PEOPLE, TEMPLATES, generate
 from aegis_edge.data.mapping import Categories, map_categories
@@ -79,7 +80,7 @@ def load_data(
     """
     train_files, kept = data_files(paths)
     held_out = [record for file in kept for record in _records(file)]
-    held = [record.prompt for record in held_out]
+    held = [record.prompt for record in held_out] + everyday()
     gone = {_topic_of(record) for record in held_out} - {None}
     records = [r for file in train_files for r in _records(file) if _topic_of(r) not in gone]
     for source, count, templates in (("generated", generated, TEMPLATES), ("people", generated // 2, PEOPLE)):

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.nn import functional as F
 
+from aegis_edge.data.everyday import everyday
 from aegis_edge.data.records import Record
 from aegis_edge.data.topics import TOPICS
 from aegis_edge.errors import AegisError
@@ -39,6 +39,7 @@ from aegis_edge.train.average import averaged
 from aegis_edge.train.begin import begin_with, check_layers
 from aegis_edge.train.card import card, plot
 from aegis_edge.train.datasets import load_data
+from aegis_edge.train.kept import kept
 from aegis_edge.train.model import LeanLlama, RootCache
 from aegis_edge.train.packing import Batch, Example, make_batch, tokenise
 from aegis_edge.train.policies import Policy, default_policy
@@ -47,7 +48,7 @@ from aegis_edge.train.prompt import PromptEncoder
 from aegis_edge.train.sampling import PUT_TOGETHER, Sampler
 from aegis_edge.train.settings import Settings
 from aegis_edge.train.workers import Workers
-from aegis_edge.train.written import Writer, keep, kept, write
+from aegis_edge.train.written import Writer, harmless, write
 
 
 def load_base(folder: Path) -> Any:
@@ -104,7 +105,7 @@ class Run:
         settings.out.mkdir(parents=True, exist_ok=True)
         self.encoder = PromptEncoder(settings.base)
         base = load_base(settings.base)
-        written = self.written(base)
+        written = self.written(base) if settings.written else []
         if settings.layers is not None:
             keep_layers(base, settings.layers)
         self.model = LeanLlama(
@@ -149,14 +150,15 @@ class Run:
     def written(self, base: Any) -> list[Record]:
         """The base's own texts: from `out` where they are, else written now and kept there."""
         settings = self.settings
-        place = (settings.out, *settings.average)[-1] / "written.jsonl"
-        if settings.written and not place.exists():
-            with Progress() as progress:
-                task = progress.add_task("the base writes", total=settings.written * 5 // 4)
-                tell = partial(progress.advance, task)
-                writer = Writer(settings.base, base)
-                keep(place, write(writer, settings.written, settings.seed, self.workers, tell))
-        return kept(place) if settings.written else []
+        pairs = kept(
+            (settings.out, *settings.average)[-1] / "written.jsonl",
+            "the base writes",
+            settings.written * 5 // 4,
+            lambda journal, tell: write(
+                Writer(settings.base, base, journal), settings.written, settings.seed, self.workers, tell
+            ),
+        )
+        return harmless(pairs)
 
     @property
     def checkpoint(self) -> Path:
@@ -219,6 +221,7 @@ class Run:
             "compute_minutes": round(self.minutes, 1),
             "seed": self.settings.seed,
             "validation": self.figures,
+            "everyday": self.everyday(),
             "sources": sorted({r.source for r in self.train}),
             "settings": {
                 k: v
@@ -273,6 +276,12 @@ class Run:
         """AUROC of each hazard that the run leaves out, under a policy that names it."""
         records = [*self.train, *self.validation]
         return {code: unseen.measure(records, code, self.margins) for code in self.settings.without}
+
+    def everyday(self) -> tuple[int, int]:
+        """(flagged, all) of the everyday questions, at the threshold 0.5."""
+        margins, _, _ = self.evaluate([Example(text, None, False, None) for text in everyday()])
+        flagged = calibration.apply(margins, self.calibration["prompt"]) >= 0.5
+        return int(flagged.sum()), len(flagged)
 
     def run_probe(self, progress: Progress) -> None:
         sampler = Sampler(self.train, self.settings.seed + 1, without=self.settings.without)

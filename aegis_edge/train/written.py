@@ -9,11 +9,11 @@ given no more than the opening of a user's turn it continues with what its users
 
 from __future__ import annotations
 
-import json
 import random
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from aegis_edge.data.mapping import Categories
 from aegis_edge.data.records import Record
 from aegis_edge.errors import AegisError
+from aegis_edge.train.kept import Job, Journal, Pair, Tell
 from aegis_edge.train.workers import Workers
 
 _TEXT = tomllib.loads(resources.files("aegis_edge.data").joinpath("written.toml").read_text("utf-8"))
@@ -37,15 +38,19 @@ LIKELIEST = 100  # tokens that are drawn from; the rest of the distribution is w
 class Writer:
     """Samples from a chat model, chunk by chunk; a chunk's texts follow from its seed."""
 
-    def __init__(self, folder: Path, model: Any) -> None:
+    journal: Journal | None = None
+
+    def __init__(self, folder: Path, model: Any, journal: Journal | None = None) -> None:
         from transformers import AutoTokenizer
 
+        self.journal = journal
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.model = model.eval()
         mark = "\N{SYMBOL FOR RECORD SEPARATOR}"
         if self.tokenizer.chat_template is None:
             raise AegisError(
-                f"{folder}: the base has no chat template, and writes nothing without one", hint="--written 0"
+                f"{folder}: the base has no chat template, and writes nothing without one",
+                hint="--written 0",
             )
         turn = str(self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False))
         self.opening, closing = turn.split(mark)
@@ -81,38 +86,53 @@ class Writer:
                     break
         return [str(t).strip() for t in self.tokenizer.batch_decode(ids[:, begun:], skip_special_tokens=True)]
 
+    def in_chunks(
+        self,
+        texts: Sequence[str],
+        tokens: int,
+        seed: int,
+        workers: Workers,
+        tell: Tell,
+    ) -> list[str]:
+        """`continued` for any number of texts; `tell` is called with the size of each chunk that is done.
+        Chunks have seeds from `seed` on."""
 
-def _record(prompt: str, response: str | None = None) -> Record:
-    answered = None if response is None else False
-    return Record(prompt, response, False, answered, Categories(), None, SOURCE)
+        def chunk(job: Job) -> list[str]:
+            make = partial(self.continued, *job)
+            found = self.journal.get(job, make) if self.journal else make()
+            tell(len(found))
+            return found
+
+        starts = range(0, len(texts), CHUNK)
+        jobs: list[Job] = [(texts[i : i + CHUNK], tokens, seed + i // CHUNK) for i in starts]
+        return [text for part in workers.map(chunk, jobs) for text in part]
 
 
-def write(
-    writer: Writer, count: int, seed: int, workers: Workers, tell: Callable[[int], None] = lambda n: None
-) -> list[Record]:
-    """About `count` harmless records: half of them questions, every second with an answer, half of them
+def harmless(pairs: Sequence[Pair]) -> list[Record]:
+    """What the base wrote, as records."""
+    return [
+        Record(prompt, answer, False, None if answer is None else False, Categories(), None, SOURCE)
+        for prompt, answer in pairs
+    ]
+
+
+def write(writer: Writer, count: int, seed: int, workers: Workers, tell: Tell = lambda n: None) -> list[Pair]:
+    """About `count` harmless texts: half of them questions, every second with an answer, half of them
     pieces. `tell` is called with the number of texts of each chunk as it is done."""
     rng = random.Random(f"{seed}/written")
     wishes = [f"Write {form} {subject}." for form in FORMS for subject in SUBJECTS]
     pieces = rng.sample(wishes, min(len(wishes), count // 2))
 
-    def chunk(job: tuple[Sequence[str], int, int]) -> list[str]:
-        texts = writer.continued(*job)
-        tell(len(texts))
-        return texts
-
     def chunks(texts: Sequence[str], tokens: int, number: int) -> list[str]:
-        starts = range(0, len(texts), CHUNK)
-        jobs = [(texts[i : i + CHUNK], tokens, seed * 1000 + number * 300 + i // CHUNK) for i in starts]
-        return [text for part in workers.map(chunk, jobs) for text in part]
+        return writer.in_chunks(texts, tokens, seed * 1000 + number * 300, workers, tell)
 
     asks = chunks([writer.opening] * (count - len(pieces)), ASK_TOKENS, 0)
     answered = asks[: len(asks) // 2]
     answers = chunks([writer.asked(a) for a in answered], ANSWER_TOKENS, 1)
-    out = [_record(a, b if len(b) >= LEAST else None) for a, b in zip(answered, answers, strict=True)]
-    out += [_record(a) for a in asks[len(answered) :]]
-    out += [_record(text) for text in chunks([writer.asked(p) for p in pieces], PIECE_TOKENS, 2)]
-    return list({r.prompt: r for r in out if len(r.prompt) >= LEAST}.values())
+    out: list[Pair] = [(a, b if len(b) >= LEAST else None) for a, b in zip(answered, answers, strict=True)]
+    out += [(a, None) for a in asks[len(answered) :]]
+    out += [(text, None) for text in chunks([writer.asked(p) for p in pieces], PIECE_TOKENS, 2)]
+    return list({pair[0]: pair for pair in out if len(pair[0]) >= LEAST}.values())
 
 
 def refused(records: Sequence[Record], count: int, seed: int) -> list[Record]:
@@ -123,15 +143,3 @@ def refused(records: Sequence[Record], count: int, seed: int) -> list[Record]:
         replace(r, response=rng.choice(REFUSALS), response_unsafe=False, source=REFUSED)
         for r in rng.sample(pool, min(len(pool), count))
     ]
-
-
-def keep(path: Path, records: Sequence[Record]) -> None:
-    lines = [json.dumps({"prompt": r.prompt, "response": r.response}) for r in records]
-    work = path.with_suffix(".new")
-    work.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    work.replace(path)
-
-
-def kept(path: Path) -> list[Record]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [_record(row["prompt"], row["response"]) for row in rows]
