@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aegis_edge.data.everyday import everyday
 from aegis_edge.data.generate import CONTRASTS, PEOPLE, five_grams, generate, words
 from aegis_edge.data.mapping import Categories
 from aegis_edge.data.records import DataError, Record
@@ -353,6 +354,24 @@ def test_published_aegis_rows_are_trained_on(tmp_path: Path) -> None:
     mine = [r for r in (*records, *validation) if r.source == "aegis2"]
     assert len(mine) == 40 and all(r.categories.certain == {"S12"} and r.unsafe for r in mine)
     assert {e.source for n in range(9) for e in Sampler(records, 0).step(n, 8)[1]} >= {"aegis2"}
+
+
+def test_everyday_questions_are_held_out_of_the_projects_own_texts(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"plum {n}", "prompt_label": "safe", "source": "mine"}) + "\n"
+            for n in range(9)
+        )
+    )
+    told = set().union(*map(five_grams, everyday()))
+    train, validation = load_data([tmp_path], 0, generated=400, contrasts=40, each_topic=0)
+    own = [
+        r.prompt
+        for r in (*train, *validation)
+        if r.source in ("generated", "people", "contrasts", "alarming")
+    ]
+    assert len(own) > 400 and not [text for text in own if five_grams(text) & told]
+    assert [text for _, text in generate(400, 0) if five_grams(text) & told]  # as they would be else
 
 
 def test_an_unseen_hazard_is_told_from_other_harm() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from aegis_edge.data.records import Record  # noqa: E402
 from aegis_edge.errors import AegisError  # noqa: E402
 from aegis_edge.train.kept import Journal, Pair, Tell, kept  # noqa: E402
 from aegis_edge.train.sampling import SHARES, bucket_of  # noqa: E402
+from aegis_edge.train.settings import Settings  # noqa: E402
 from aegis_edge.train.workers import Workers  # noqa: E402
 from aegis_edge.train.written import (  # noqa: E402
     ANSWER_TOKENS,
@@ -23,9 +26,9 @@ from aegis_edge.train.written import (  # noqa: E402
     PIECE_TOKENS,
     REFUSALS,
     Writer,
-    harmless,
     refused,
     write,
+    written,
 )
 
 
@@ -45,22 +48,30 @@ class Echo(Writer):
         return [f"{text} {seed} {n} and some more words" for n, text in enumerate(texts)]
 
 
-def test_half_are_questions_every_second_answered_and_half_are_pieces() -> None:
+def test_half_are_questions_every_second_answered_and_half_are_pieces(tmp_path: Path) -> None:
     echo, told = Echo(), []
-    pairs = write(echo, 400, 7, Workers(2), told.append)
-    records = harmless(pairs)
-    assert len(records) == 400 and sum(told) == 500  # 100 answers
-    assert sum(r.response is not None for r in records) == 100
-    assert sum(r.prompt.startswith("answer to Write ") for r in records) == 200
+    pairs = write(echo, 400, 7, Workers(2), Journal(tmp_path / "a"), told.append)
+    assert len(pairs) == 400 and sum(told) == 500  # 100 answers
+    assert sum(answer is not None for _, answer in pairs) == 100
+    assert sum(prompt.startswith("answer to Write ") for prompt, _ in pairs) == 200
     assert {t for t, _ in echo.calls} == {ASK_TOKENS, ANSWER_TOKENS, PIECE_TOKENS}
     assert len({seed for _, seed in echo.calls}) == len(echo.calls)  # no two chunks draw alike
-    assert all(r.unsafe is False and r.response_unsafe is not True for r in records)
-    assert all((r.response is None) is (r.response_unsafe is None) for r in records)
-    assert write(Echo(), 400, 7, Workers(1)) == pairs != write(Echo(), 400, 8, Workers(1))
+    assert write(Echo(), 400, 7, Workers(1), Journal(tmp_path / "b")) == pairs
+    assert write(Echo(), 400, 8, Workers(1), Journal(tmp_path / "b")) != pairs
+
+
+def test_what_the_base_wrote_is_harmless(tmp_path: Path) -> None:
+    rows = [{"prompt": "a question", "response": None}, {"prompt": "another", "response": "its answer"}]
+    (tmp_path / "written.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = Settings(data=(), base=tmp_path, base_name="tiny", out=tmp_path)
+    alone, pair = written(settings, None, Workers(1))
+    assert (alone.unsafe, alone.response, alone.response_unsafe) == (False, None, None)
+    assert (pair.unsafe, pair.response, pair.response_unsafe) == (False, "its answer", False)
+    assert written(replace(settings, written=0), None, Workers(1)) == []
 
 
 def test_what_was_made_once_is_read_back_and_what_was_half_made_goes_on(tmp_path: Path) -> None:
-    place, echoes = tmp_path / "written.jsonl", [Echo() for _ in range(3)]
+    place, echoes = tmp_path / "written.jsonl", [Echo() for _ in range(4)]
 
     def make(echo: Echo, most: int) -> Callable[[Journal, Tell], list[Pair]]:
         def killed(count: int) -> None:
@@ -68,20 +79,21 @@ def test_what_was_made_once_is_read_back_and_what_was_half_made_goes_on(tmp_path
                 raise KeyboardInterrupt
 
         def made(journal: Journal, tell: Tell) -> list[Pair]:
-            echo.journal = journal
-            return write(echo, 400, 7, Workers(1), killed)
+            return write(echo, 400, 7, Workers(1), journal, killed)
 
         return made
 
-    with pytest.raises(KeyboardInterrupt):
-        kept(place, "writing", 500, make(echoes[0], 4))
-    with place.with_suffix(".part").open("a") as torn:
-        torn.write('{"chunk": "ab')
-    found = kept(place, "writing", 500, make(echoes[1], 1000))
-    assert found == write(Echo(), 400, 7, Workers(1))
-    done, left = (set(echo.calls) for echo in echoes[:2])
-    assert len(done) >= 5 and left and not done & left  # none was written twice
-    assert kept(place, "writing", 500, make(echoes[2], 1000)) == found and not echoes[2].calls
+    for echo in echoes[:2]:  # killed twice, the first time in the middle of a line
+        with pytest.raises(KeyboardInterrupt):
+            kept(place, "writing", 500, make(echo, 2))
+        with place.with_suffix(".part").open("a") as torn:
+            torn.write('{"chunk": "ab')
+    found = kept(place, "writing", 500, make(echoes[2], 1000))
+    assert found == write(Echo(), 400, 7, Workers(1), Journal(tmp_path / "other"))
+    (tmp_path / "other").unlink()
+    calls = [call for echo in echoes for call in echo.calls]
+    assert all(echo.calls for echo in echoes[:3]) and len(set(calls)) == len(calls)  # none was written twice
+    assert kept(place, "writing", 500, make(echoes[3], 1000)) == found and not echoes[3].calls
     assert [file.name for file in tmp_path.iterdir()] == [place.name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,11 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, Lock()
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be torn
-        self._done: dict[str, list[str]] = {row["chunk"]: row["texts"] for row in whole}
-        path.write_text("".join(json.dumps(row) + "\n" for row in whole), encoding="utf-8")
+        path.touch()
+        lines = path.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        os.truncate(path, sum(map(len, whole)))  # the last may be torn
+        self._done: dict[str, list[str]] = {row["chunk"]: row["texts"] for row in map(json.loads, whole)}
 
     def get(self, job: Job, make: Callable[[], list[str]]) -> list[str]:
         """The job's texts; what `make` gives where they are not in the journal yet."""

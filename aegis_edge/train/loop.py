@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aegis_edge.data.everyday import everyday
-from aegis_edge.data.records import Record
 from aegis_edge.data.topics import TOPICS
 from aegis_edge.errors import AegisError
 from aegis_edge.evaluate.metrics import report
@@ -39,7 +38,6 @@ from aegis_edge.train.average import averaged
 from aegis_edge.train.begin import begin_with, check_layers
 from aegis_edge.train.card import card, plot
 from aegis_edge.train.datasets import load_data
-from aegis_edge.train.kept import kept
 from aegis_edge.train.model import LeanLlama, RootCache
 from aegis_edge.train.packing import Batch, Example, make_batch, tokenise
 from aegis_edge.train.policies import Policy, default_policy
@@ -48,7 +46,7 @@ from aegis_edge.train.prompt import PromptEncoder
 from aegis_edge.train.sampling import PUT_TOGETHER, Sampler
 from aegis_edge.train.settings import Settings
 from aegis_edge.train.workers import Workers
-from aegis_edge.train.written import Writer, harmless, write
+from aegis_edge.train.written import written
 
 
 def load_base(folder: Path) -> Any:
@@ -105,7 +103,7 @@ class Run:
         settings.out.mkdir(parents=True, exist_ok=True)
         self.encoder = PromptEncoder(settings.base)
         base = load_base(settings.base)
-        written = self.written(base) if settings.written else []
+        texts = written(settings, base, self.workers)
         if settings.layers is not None:
             keep_layers(base, settings.layers)
         self.model = LeanLlama(
@@ -116,7 +114,7 @@ class Run:
             seed=settings.seed,
         )
         self.train, self.validation = load_data(
-            settings.data, settings.seed, settings.generated, settings.contrasts, settings.topical, written
+            settings.data, settings.seed, settings.generated, settings.contrasts, settings.topical, texts
         )
         self.sampler = Sampler(self.train, settings.seed, TOPICS, settings.without)
         whole = [record for record in self.validation if record.source not in PUT_TOGETHER]
@@ -146,19 +144,6 @@ class Run:
         self.figures: dict[str, Any] = {}
 
     # --- keeping
-
-    def written(self, base: Any) -> list[Record]:
-        """The base's own texts: from `out` where they are, else written now and kept there."""
-        settings = self.settings
-        pairs = kept(
-            (settings.out, *settings.average)[-1] / "written.jsonl",
-            "the base writes",
-            settings.written * 5 // 4,
-            lambda journal, tell: write(
-                Writer(settings.base, base, journal), settings.written, settings.seed, self.workers, tell
-            ),
-        )
-        return harmless(pairs)
 
     @property
     def checkpoint(self) -> Path:

@@ -23,7 +23,8 @@ import torch
 from aegis_edge.data.mapping import Categories
 from aegis_edge.data.records import Record
 from aegis_edge.errors import AegisError
-from aegis_edge.train.kept import Job, Journal, Pair, Tell
+from aegis_edge.train.kept import Job, Journal, Pair, Tell, kept
+from aegis_edge.train.settings import Settings
 from aegis_edge.train.workers import Workers
 
 _TEXT = tomllib.loads(resources.files("aegis_edge.data").joinpath("written.toml").read_text("utf-8"))
@@ -38,19 +39,15 @@ LIKELIEST = 100  # tokens that are drawn from; the rest of the distribution is w
 class Writer:
     """Samples from a chat model, chunk by chunk; a chunk's texts follow from its seed."""
 
-    journal: Journal | None = None
-
-    def __init__(self, folder: Path, model: Any, journal: Journal | None = None) -> None:
+    def __init__(self, folder: Path, model: Any) -> None:
         from transformers import AutoTokenizer
 
-        self.journal = journal
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.model = model.eval()
         mark = "\N{SYMBOL FOR RECORD SEPARATOR}"
         if self.tokenizer.chat_template is None:
             raise AegisError(
-                f"{folder}: the base has no chat template, and writes nothing without one",
-                hint="--written 0",
+                f"{folder}: the base has no chat template, and writes nothing without one", hint="--written 0"
             )
         turn = str(self.tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False))
         self.opening, closing = turn.split(mark)
@@ -86,45 +83,42 @@ class Writer:
                     break
         return [str(t).strip() for t in self.tokenizer.batch_decode(ids[:, begun:], skip_special_tokens=True)]
 
-    def in_chunks(
-        self,
-        texts: Sequence[str],
-        tokens: int,
-        seed: int,
-        workers: Workers,
-        tell: Tell,
-    ) -> list[str]:
-        """`continued` for any number of texts; `tell` is called with the size of each chunk that is done.
-        Chunks have seeds from `seed` on."""
 
-        def chunk(job: Job) -> list[str]:
-            make = partial(self.continued, *job)
-            found = self.journal.get(job, make) if self.journal else make()
-            tell(len(found))
-            return found
+def written(settings: Settings, base: Any, workers: Workers) -> list[Record]:
+    """The base's own texts of a run, harmless: from its folder where they are, else made and kept there."""
+    if not settings.written:
+        return []
 
-        starts = range(0, len(texts), CHUNK)
-        jobs: list[Job] = [(texts[i : i + CHUNK], tokens, seed + i // CHUNK) for i in starts]
-        return [text for part in workers.map(chunk, jobs) for text in part]
+    def make(journal: Journal, tell: Tell) -> list[Pair]:
+        return write(Writer(settings.base, base), settings.written, settings.seed, workers, journal, tell)
 
-
-def harmless(pairs: Sequence[Pair]) -> list[Record]:
-    """What the base wrote, as records."""
+    place = (settings.out, *settings.average)[-1] / "written.jsonl"
     return [
         Record(prompt, answer, False, None if answer is None else False, Categories(), None, SOURCE)
-        for prompt, answer in pairs
+        for prompt, answer in kept(place, "the base writes", settings.written * 5 // 4, make)
     ]
 
 
-def write(writer: Writer, count: int, seed: int, workers: Workers, tell: Tell = lambda n: None) -> list[Pair]:
+def write(
+    writer: Writer, count: int, seed: int, workers: Workers, journal: Journal, tell: Tell = lambda n: None
+) -> list[Pair]:
     """About `count` harmless texts: half of them questions, every second with an answer, half of them
     pieces. `tell` is called with the number of texts of each chunk as it is done."""
     rng = random.Random(f"{seed}/written")
     wishes = [f"Write {form} {subject}." for form in FORMS for subject in SUBJECTS]
     pieces = rng.sample(wishes, min(len(wishes), count // 2))
 
+    def chunk(job: Job) -> list[str]:
+        texts = journal.get(job, partial(writer.continued, *job))
+        tell(len(texts))
+        return texts
+
     def chunks(texts: Sequence[str], tokens: int, number: int) -> list[str]:
-        return writer.in_chunks(texts, tokens, seed * 1000 + number * 300, workers, tell)
+        starts = range(0, len(texts), CHUNK)
+        jobs: list[Job] = [
+            (texts[i : i + CHUNK], tokens, seed * 1000 + number * 300 + i // CHUNK) for i in starts
+        ]
+        return [text for part in workers.map(chunk, jobs) for text in part]
 
     asks = chunks([writer.opening] * (count - len(pieces)), ASK_TOKENS, 0)
     answered = asks[: len(asks) // 2]
